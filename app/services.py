@@ -1,0 +1,80 @@
+"""What one process runs: the Redis client, the tails and the hub, started and ended together."""
+
+import structlog
+import trio
+
+from app.contracts import load_registry
+from app.redis_connection import Address, Client, RedisUnavailable
+from app.serving import Context
+from app.settings import Settings
+from app.streams.hub import Hub
+from app.streams.tail import Tails
+
+# A readiness probe is asked every few seconds and must not queue up behind a Redis that hangs.
+READINESS_TIMEOUT_S = 1.0
+
+_log = structlog.get_logger("stalecast.services")
+
+
+class Services:
+    """Started with `await nursery.start(services.run)`, ended by `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises InvalidRedisUrl or InvalidEventType."""
+        if settings.redis_url is None:
+            raise ValueError("no Redis: set REDIS_URL, or start with `stalecast serve`, which brings its own")
+        self.settings = settings
+        self.registry = load_registry(settings.events_module)
+        address = Address.from_url(settings.redis_url)
+        self.client = Client(
+            address, timeout_s=settings.redis_timeout_s, waiting_limit=settings.redis_waiting_limit_calls
+        )
+        self.tails = Tails(
+            address,
+            self.client,
+            group_limit_topics=settings.tail_group_limit_topics,
+            read_limit_events=settings.tail_read_limit_events,
+            timeout_s=settings.redis_timeout_s,
+        )
+        self.hub = Hub(settings, self.registry, self.client, self.tails)
+        self.failed = False
+        self._scope = trio.CancelScope()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self.client.run)
+                    await nursery.start(self.hub.run)
+                    if Context.current is not None:
+                        nursery.start_soon(self._drain_when_terminated, Context.current)
+                    task_status.started()
+        except Exception:
+            # Hypercorn would log a failed lifespan and go on serving without a hub. Better no server: the
+            # supervisor, or the platform, starts a new one.
+            self.failed = True
+            _log.critical("services_failed", exc_info=True)
+            if Context.current is None:
+                raise
+            await Context.current.terminate.set()
+
+    def stop(self) -> None:
+        self._scope.cancel()
+
+    async def _drain_when_terminated(self, context: Context) -> None:
+        await context.wait_terminated()
+        await self.hub.drain(self.settings.drain_s)
+
+    async def wait_ready(self) -> str | None:
+        """None when streams can be served, or what stands in the way."""
+        if self.hub.draining:
+            return "draining"
+        try:
+            with trio.fail_after(READINESS_TIMEOUT_S):
+                await self.client.execute("PING")
+        except (RedisUnavailable, trio.TooSlowError) as error:
+            return f"redis: {error or 'no answer'}"
+        tail = self.tails.statistics()
+        if tail.connected_groups < tail.groups:
+            return f"redis: {tail.groups - tail.connected_groups} of {tail.groups} tails are not connected"
+        return None

@@ -1,0 +1,407 @@
+"""Everything that knows the insides of Hypercorn 0.18 and Quart-Trio 0.12 lives here, and nowhere else.
+
+Importing this module puts our connection handler, worker context, HTTP/1.1 protocol and HTTP/2 stream buffer in
+the places where Hypercorn looks them up at run time, so the same remedies hold under `stalecast serve` and under
+`hypercorn -k trio app.asgi:app`. tests/test_serving.py has one test for each trap.
+"""
+
+import gc
+import math
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Final, cast
+
+import h11
+import hypercorn.protocol
+import hypercorn.protocol.h2
+import hypercorn.trio.run
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, StreamBuffer
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ConnectionState
+from hypercorn.utils import parse_socket_addr
+from quart import Response
+from quart.utils import encode_headers  # pyright: ignore[reportUnknownVariableType]
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from app.settings import Settings
+from app.streams.wire import AsgiWire, DirectWire, Wire
+
+CONNECTION_STATE_KEY: Final = "stalecast.connection"
+RECEIVE_BYTES: Final = 1 << 14
+# What the platform allows is the reader's to use; a request head is small.
+REQUEST_HEAD_LIMIT_BYTES: Final = 16 << 10
+# Linux: how long sent bytes may stay unacknowledged, or a peer's window closed, before the kernel gives up.
+TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
+# The collector walks every live task at each full collection, which is what 10,000 clients are made of, and
+# there is next to nothing to find: young collections stay rare, full ones become exceptional.
+GC_THRESHOLDS: Final = (50_000, 50, 1_000)
+
+
+class HandlerSettings:
+    """What the connection handlers of this process use; set by `configure` before the first connection."""
+
+    send_timeout_s: float = 30.0
+    request_head_timeout_s: float = 10.0
+
+
+def configure(settings: Settings) -> None:
+    HandlerSettings.send_timeout_s = settings.stuck_timeout_s
+    HandlerSettings.request_head_timeout_s = settings.request_head_timeout_s
+
+
+def hypercorn_config(settings: Settings, bind: list[str]) -> Config:
+    """Hypercorn's configuration, with the defaults that would harm long-lived streams replaced."""
+    config = Config()
+    config.bind = bind
+    config.worker_class = "trio"
+    config.accesslog = None  # one line at a stream's end, and a copy of os.environ for each: 87 us
+    config.errorlog = "-"
+    config.backlog = (
+        settings.backlog_limit_connections
+    )  # 100 by default: a deploy brings everyone back at once
+    config.keep_alive_timeout = settings.keep_alive_timeout_s
+    config.keep_alive_max_requests = 1 << 31  # on HTTP/2 the thousandth would silently stop every stream
+    config.read_timeout = None  # a client of an event stream has nothing to say
+    config.max_requests = None
+    config.graceful_timeout = settings.drain_s
+    config.h11_max_incomplete_size = REQUEST_HEAD_LIMIT_BYTES
+    config.include_server_header = False
+    config.certfile = settings.tls_certfile
+    config.keyfile = settings.tls_keyfile
+    return config
+
+
+def create_listener(host: str, port: int, settings: Settings) -> socket.socket:
+    """A listening socket whose connections give up on peers that stop reading. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if TCP_USER_TIMEOUT is not None:
+            # Inherited by accepted sockets.
+            listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(settings.stuck_timeout_s * 1000))
+        listener.bind((host, port))
+        listener.listen(settings.backlog_limit_connections)
+        listener.setblocking(False)
+        listener.set_inheritable(True)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def tune_gc() -> None:
+    """Call once everything is set up: what lives now lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+# -- Hypercorn's side
+
+
+class Context(WorkerContext):
+    """Hypercorn's worker context, findable by the application, which has to drain when it says `terminated`."""
+
+    current: "Context | None" = None
+
+    def __init__(self, max_requests: int | None) -> None:
+        super().__init__(max_requests)
+        self.idle_connections: set[ConnectionHandler] = set()
+        Context.current = self
+
+    async def wait_terminated(self) -> None:
+        """Hypercorn has stopped accepting. Connections that wait for a next request are closed."""
+        await self.terminated.wait()
+        for handler in list(self.idle_connections):
+            handler.close_idle()
+
+
+class ConnectionHandler(hypercorn.trio.run.TCPServer):
+    """One accepted connection.
+
+    Against Hypercorn's own: the idle time-out is a deadline, not a task that is started and cancelled for
+    each request; a send has a deadline, after which the connection is aborted (theirs is shielded without
+    one, so a client that stops reading pins it for ever); and a stream can learn of the client's leaving
+    and borrow its socket through the ASGI scope's state.
+    """
+
+    def __init__(  # pyright: ignore[reportMissingSuperCall] theirs would make a task handle we do not use
+        self,
+        app: Any,
+        config: Config,
+        context: Any,
+        state: ConnectionState,
+        stream: Any,
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.context = context
+        self.stream = stream
+        self.state = state
+        self.send_lock = trio.Lock()
+        self.on_disconnect: Callable[[], None] | None = None
+        self._held: bytes | None = None
+        # Until its first request arrives the connection has this long; afterwards the keep-alive time.
+        self._reading = trio.CancelScope(
+            deadline=trio.current_time() + HandlerSettings.request_head_timeout_s
+        )
+        self._idle_set: set[ConnectionHandler] = getattr(context, "idle_connections", set())
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self.run().__await__()
+
+    async def run(self) -> None:
+        try:
+            alpn_protocol, transport, is_tls = await self._shake_hands()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError):
+            await trio.aclose_forcefully(self.stream)
+            return
+        self._idle_set.add(self)
+        try:
+            client = parse_socket_addr(transport.family, transport.getpeername())
+            server = parse_socket_addr(transport.family, transport.getsockname())
+            async with TaskGroup() as task_group:
+                self._task_group = task_group
+                self.protocol = ProtocolWrapper(
+                    self.app,
+                    self.config,
+                    self.context,
+                    task_group,
+                    ConnectionState({**self.state, CONNECTION_STATE_KEY: self}),
+                    is_tls,
+                    client,
+                    server,
+                    self.protocol_send,
+                    alpn_protocol,
+                )
+                await self.protocol.initiate()
+                with self._reading:
+                    await self._read_data()
+                if self.on_disconnect is not None:
+                    self.on_disconnect()
+                await self.protocol.handle(Closed())
+        except OSError:
+            pass  # the peer broke the connection while it was being set up
+        finally:
+            self._idle_set.discard(self)
+            await self._close()
+
+    async def _shake_hands(self) -> tuple[str, Any, bool]:
+        if not isinstance(self.stream, trio.SSLStream):
+            return "http/1.1", self.stream.socket, False
+        with trio.fail_after(self.config.ssl_handshake_timeout):
+            await self.stream.do_handshake()
+        return self.stream.selected_alpn_protocol() or "http/1.1", self.stream.transport_stream.socket, True
+
+    async def _read_data(self) -> None:
+        while True:
+            try:
+                data = await self.stream.receive_some(RECEIVE_BYTES)
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                return
+            await self.protocol.handle(RawData(bytes(data)))
+            if not data:
+                return
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            data = event.data
+            if self._held is not None:
+                self._held += data
+                return
+            if data:
+                await self._send_bounded(data)
+        elif isinstance(event, Closed):
+            await self._close()
+            await self.protocol.handle(Closed())
+        elif isinstance(event, Updated):
+            if event.idle:
+                self._idle_set.add(self)
+                self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout
+            else:
+                self._idle_set.discard(self)
+                self._reading.deadline = math.inf
+
+    async def _send_bounded(self, data: bytes) -> None:
+        async with self.send_lock:
+            try:
+                # Shielded, because half a frame would corrupt what follows; bounded, because the peer may
+                # never read.
+                with trio.move_on_after(HandlerSettings.send_timeout_s, shield=True) as bound:
+                    await self.stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            else:
+                if bound.cancelled_caught:
+                    self.abort()
+                    await self.protocol.handle(Closed())
+
+    # -- the application's side
+
+    @property
+    def wire_stream(self) -> trio.SocketStream | None:
+        """The socket for direct writes: cleartext only."""
+        return self.stream if isinstance(self.stream, trio.SocketStream) else None
+
+    def hold(self) -> None:
+        """Keep what is sent, to go out with what follows `release`: head and first body in one write."""
+        self._held = b""
+
+    async def release(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            await self._send_bounded(held)
+
+    def close_idle(self) -> None:
+        self._reading.cancel()
+
+    def abort(self) -> None:
+        transport = (
+            self.stream if isinstance(self.stream, trio.SocketStream) else self.stream.transport_stream
+        )
+        DirectWire(transport, 0).abort()
+
+
+class Http11(H11Protocol):
+    """Without the doors to HTTP/2 in cleartext, where nothing bounds what a client makes us buffer."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return  # `Upgrade: h2c` is answered in HTTP/1.1, as RFC 9110 (7.8) allows
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if request.method == b"PRI":
+            await self._send_error_response(505)
+            await self.send(Closed())
+            return
+        await super()._create_stream(request)
+
+
+class BoundedStreamBuffer(StreamBuffer):
+    """HTTP/2: `push` waits while the peer's window is shut. (Hypercorn's own lets a push through at every turn
+    of the sending task: a client with a window of zero grew it by 1.2 MB/s.)"""
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        while len(self.buffer) >= BUFFER_HIGH_WATER and not self._complete:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+hypercorn.trio.run.TCPServer = ConnectionHandler  # type: ignore[misc]
+hypercorn.trio.run.WorkerContext = Context  # type: ignore[misc]
+hypercorn.protocol.H11Protocol = Http11  # type: ignore[misc]
+hypercorn.protocol.h2.StreamBuffer = BoundedStreamBuffer  # type: ignore[misc]
+
+
+# -- Quart's side
+
+Begin = Callable[[bytes], Awaitable[Wire]]
+OnDisconnect = Callable[[Callable[[], None]], None]
+Serve = Callable[[Begin, OnDisconnect], Awaitable[bool]]
+
+
+class EventStream(Response):
+    """A response whose body is sent by `serve(begin, on_disconnect)`, an ordinary async function: no nursery
+    around a `yield`. `begin(first bytes)` sends the head and returns the wire; `on_disconnect(callback)` has
+    the callback called once, synchronously, when the client has gone. `serve` returns whether the stream shall
+    end cleanly; if not, the connection is closed without a final chunk."""
+
+    timeout = None  # Quart's 60 s would cut the body without a final chunk
+
+    def __init__(self, serve: Serve, headers: dict[str, str]) -> None:
+        super().__init__(b"", headers=headers)
+        self.headers.pop("content-length", None)
+        self.serve = serve
+
+
+class StreamConnection(TrioASGIHTTPConnection):
+    """Runs an `EventStream` in the request's own task: `QuartTrio.asgi_http_class`."""
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if self._direct() is None or not self.scope["path"].startswith(STREAM_PATH_PREFIX):
+            await super().__call__(receive, send)
+            return
+        # The connection itself tells when the client leaves, so no task has to wait for it here (0.1 ms and
+        # 5 KB for each client).
+        request = self._create_request_from_scope(send)
+        response = await self.app.handle_request(request)
+        del request  # with its headers and body, for as long as the stream lasts
+        await self._send_response(send, cast(Any, response))
+
+    def _direct(self) -> "ConnectionHandler | None":
+        """The connection, if events may be written straight to its socket: HTTP/1.1 in cleartext, on our
+        handler, and a request without a body (somebody would have to read that)."""
+        if self.scope["http_version"] != "1.1" or self.scope["method"] != "GET":
+            return None
+        handler: object = self.scope.get("state", {}).get(CONNECTION_STATE_KEY)
+        if not isinstance(handler, ConnectionHandler) or handler.wire_stream is None:
+            return None
+        for name, _ in self.scope["headers"]:
+            if name in (b"content-length", b"transfer-encoding"):
+                return None
+        return handler
+
+    async def _send_response(self, send: ASGISendCallable, response: Any) -> None:
+        if not isinstance(response, EventStream):
+            await super()._send_response(send, response)
+            return
+        handler: Any = self.scope.get("state", {}).get(CONNECTION_STATE_KEY)
+        direct = self._direct()
+
+        async def begin(first: bytes) -> Wire:
+            if direct is not None:
+                direct.hold()
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": response.status_code,
+                    "headers": encode_headers(response.headers),
+                }  # type: ignore[arg-type]
+            )
+            await send({"type": "http.response.body", "body": first, "more_body": True})
+            if direct is not None:
+                await direct.release()
+                assert direct.wire_stream is not None
+                return DirectWire(direct.wire_stream, HandlerSettings.send_timeout_s)
+            abort = handler.abort if isinstance(handler, ConnectionHandler) else _nothing
+            return AsgiWire(cast(Any, send), abort, HandlerSettings.send_timeout_s)
+
+        def on_disconnect(callback: Callable[[], None]) -> None:
+            if direct is not None:
+                direct.on_disconnect = callback
+
+        try:
+            clean = await response.serve(begin, on_disconnect)
+        finally:
+            if direct is not None:
+                direct.on_disconnect = None
+        if clean:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _nothing() -> None:
+    """Another server's connection: all that can be done is to stop sending."""
+
+
+STREAM_PATH_PREFIX: Final = "/v1/sse/"

@@ -1,0 +1,1 @@
+"""From Redis Streams to sockets: ids, resume, reading, tail, hub, subscriber, wire."""

@@ -1,0 +1,69 @@
+"""What a subscriber that is not live still has to be sent. Pure: this file holds the policy at the limit.
+
+Events are kept in order; of conflatable events with the same key only the newest stays, because invalidations
+of one thing are idempotent. Past the limit everything collapses to one `reload_required`.
+"""
+
+from app.streams.event import Event, reload_event
+from app.streams.ids import StreamId
+
+
+class Backlog:
+    """Bounded by `limit_events`; never refuses."""
+
+    __slots__ = ("_events", "_limit", "_reload", "_reload_forced", "collapsed")
+
+    def __init__(self, limit_events: int) -> None:
+        self._limit = limit_events
+        # Keyed by the conflation key, or by the event's own id where every event counts.
+        self._events: dict[object, Event] | None = None  # made on first use: most clients never need one
+        self._reload: Event | None = None
+        self._reload_forced = False
+        self.collapsed = 0
+
+    def __len__(self) -> int:
+        return len(self._events or ()) + (self._reload is not None)
+
+    def add(self, event: Event) -> None:
+        if self._events is None:
+            self._events = {}
+        key = event.id if event.conflation_key is None else event.conflation_key
+        self._events.pop(key, None)  # re-inserted at the end: order is by the newest id
+        self._events[key] = event
+        if len(self._events) > self._limit:
+            self.collapsed += 1
+            self._events = None
+            self._reload = reload_event(event.id, "overflow")
+
+    def replace_by_reload(self, event: Event, *, forced: bool) -> None:
+        """The topic lost events: whatever waits here is covered by reloading.
+
+        `forced`: the stream itself went back (flushed, failed over), so ids from before it say nothing and
+        the reload is due even to a subscriber that seems to be further on.
+        """
+        self._events = None
+        self._reload = event
+        self._reload_forced = forced
+
+    def clear(self) -> None:
+        self._events = self._reload = None
+        self._reload_forced = False
+
+    def forget_reload_at(self, position: StreamId) -> None:
+        """The subscriber was just told to reload at `position`: the same word from the hub says it twice."""
+        if self._reload is not None and self._reload.id == position:
+            self._reload = None
+            self._reload_forced = False
+
+    def take(self, after: StreamId) -> list[Event]:
+        """Everything that waits and is newer than `after`, oldest first; the backlog is empty then."""
+        events, reload, forced = self._events, self._reload, self._reload_forced
+        self.clear()
+        taken: list[Event] = []
+        if reload is not None and (forced or reload.id > after):
+            taken.append(reload)
+            after = reload.id
+        if events:
+            after = after.read_after
+            taken.extend(event for event in events.values() if event.id > after)
+        return taken

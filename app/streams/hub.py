@@ -1,0 +1,400 @@
+"""Who watches which topic, and the fan-out: one event, written to every live subscriber of its topic.
+
+The rule that keeps promise 1: when events arrive, the topic's position, its window and every waiting
+subscriber's backlog change together, before anything is awaited; only then the live ones are written to. A
+subscriber goes live in one synchronous step, when nothing waits for it and the topic is not behind it. So at
+every await each event is either written, or in the window, or in a backlog. Only this file moves a subscriber
+between live and waiting.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from app.contracts import ContractViolation, Registry
+from app.publish import stream_key
+from app.redis_connection import Backoff, Client, RedisRefused, RedisUnavailable
+from app.settings import Settings
+from app.streams.event import Event, from_entry, reload_event
+from app.streams.ids import BEGINNING, StreamId, origin
+from app.streams.reading import Entry, Page, read_newest
+from app.streams.resume import Snapshot
+from app.streams.sse import HEARTBEAT, chunk
+from app.streams.tail import Tails, TailStatistics
+from app.streams.window import Budget, Window
+
+if TYPE_CHECKING:
+    from app.streams.subscriber import Subscriber
+
+# A write costs about 15 us of kernel time: after this many the other tasks get their turn (about 4 ms).
+WRITES_BETWEEN_YIELDS: Final = 256
+WINDOWS_LIMIT_BYTES: Final = 256 << 20
+# Replays that read Redis at the same time: bounds their memory (each holds one page) and Redis's work.
+REPLAYS_AT_ONCE: Final = 64
+# The heartbeat task looks at everyone this often in one interval, so a silent stream waits at most 1/15 longer.
+LOOKS_PER_INTERVAL: Final = 15
+
+_HEARTBEAT_CHUNK: Final = chunk(HEARTBEAT)
+
+_log = structlog.get_logger("stalecast.hub")
+
+
+class HubFull(Exception):
+    """As many clients as the settings allow are connected; the operator's to raise or to scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatistics:
+    topics: int
+    clients: int
+    live_clients: int
+    events: int
+    deliveries: int
+    malformed_entries: int
+    overflows: int
+    stuck_clients: int
+    window_bytes: int
+    draining: bool
+    tail: TailStatistics
+
+
+class Topic:
+    """One watched topic. The tail sees it as a `Tailed`, subscribers through `position` and `window`."""
+
+    __slots__ = (
+        "_hub", "added_at_position", "empty_since_s", "epoch", "fanning_out", "key", "last_fanout_s",
+        "live", "name", "opened", "position", "refused", "waiting", "window",
+    )  # fmt: skip
+
+    def __init__(self, hub: "Hub", name: str) -> None:
+        self._hub = hub
+        self.name = name
+        self.key = stream_key(name)
+        self.position = BEGINNING
+        self.epoch: int | None = None
+        self.added_at_position: int | None = None
+        self.opened = False
+        self.refused: RedisRefused | None = None
+        # Live subscribers with what gives their descriptor; all others wait and are served by their own task.
+        self.live: dict[Subscriber, Callable[[], int]] = {}
+        self.waiting: set[Subscriber] = set()
+        self.window = Window(BEGINNING, 0, hub.budget)
+        self.fanning_out = False
+        self.last_fanout_s = 0.0
+        self.empty_since_s = trio.current_time()
+
+    def open(self, page: Page) -> None:
+        """Start from where the stream stands."""
+        stream = page.stream
+        self.position, self.epoch = stream.position, stream.epoch
+        self.added_at_position = stream.entries_added
+        base = BEGINNING if stream.is_unwritten else stream.position
+        self.window = Window(base, self._hub.settings.window_limit_events, self._hub.budget)
+        self.opened = True
+        for subscriber in self.waiting:
+            subscriber.wake()
+
+    def window_point(self, cursor: StreamId) -> StreamId | None:
+        """The cursor as the window knows it, or None where the window cannot serve it."""
+        if cursor.is_origin:
+            if self.epoch is None or cursor != origin(self.epoch):
+                return None
+            cursor = BEGINNING
+        return cursor if cursor == self.position or self.window.covers(cursor) else None
+
+    def agrees_with(self, stream: Snapshot) -> bool:
+        """Whether a later look at the stream fits what the hub believes. If not, the stream went back
+        (flushed, failed over, restored) and the tail has yet to see it."""
+        return stream.epoch == self.epoch and (
+            self.position.is_origin or stream.last_generated >= self.position
+        )
+
+    # -- the tail's side
+
+    async def deliver(self, entries: list[Entry]) -> None:
+        events = self._hub.decode(self, entries)
+        self.position = entries[-1][0]
+        self.window.append(events)
+        for subscriber in self.waiting:
+            for event in events:
+                subscriber.backlog.add(event)
+            subscriber.wake()
+        if events:
+            await self._fan_out(events)
+
+    async def lose(self, stream: Snapshot, *, forced: bool) -> None:
+        _log.warning(
+            "topic_lost_continuity",
+            topic=self.name,
+            at=str(self.position),
+            now=str(stream.position),
+            forced=forced,
+        )
+        self.position, self.epoch = stream.position, stream.epoch
+        self.window.reset(BEGINNING if stream.is_unwritten else stream.position)
+        event = reload_event(self.position, "trimmed")
+        for subscriber in self.waiting:
+            subscriber.backlog.replace_by_reload(event, forced=forced)
+            subscriber.wake()
+        await self._fan_out([event])
+
+    async def refuse(self, error: RedisRefused) -> None:
+        _log.error("topic_refused", topic=self.name, error=str(error))
+        self.refused = error
+        for subscriber in [*self.live, *self.waiting]:
+            subscriber.end()
+        self._hub.forget(self)
+
+    async def _fan_out(self, events: list[Event]) -> None:
+        hub = self._hub
+        data = chunk(b"".join([event.block for event in events]))
+        size, rest = len(data), memoryview(data)
+        write, live = os.write, self.live
+        hub.events += len(events)
+        until_yield = WRITES_BETWEEN_YIELDS
+        # Heartbeats stay away meanwhile: a subscriber that has yet to get this chunk must not fall behind
+        # over a heartbeat, or its turn would never come.
+        self.fanning_out = True
+        try:
+            for subscriber, fileno in list(live.items()):
+                if not until_yield:
+                    until_yield = WRITES_BETWEEN_YIELDS
+                    await trio.lowlevel.checkpoint()
+                until_yield -= 1
+                if subscriber not in live:
+                    continue  # left, or sent away, while the loop had yielded
+                try:
+                    sent = write(fileno(), data)
+                except BlockingIOError:
+                    self.fall_behind(subscriber, rest)
+                except OSError:
+                    subscriber.disconnect()
+                else:
+                    if sent != size:
+                        self.fall_behind(subscriber, rest[sent:])
+            hub.deliveries += len(live) * len(events)
+        finally:
+            self.fanning_out = False
+            self.last_fanout_s = trio.current_time()
+
+    # -- the subscribers' side
+
+    def go_live(self, subscriber: "Subscriber", fileno: Callable[[], int]) -> None:
+        self.waiting.discard(subscriber)
+        self.live[subscriber] = fileno
+
+    def leave_live(self, subscriber: "Subscriber") -> None:
+        """From here on its own task sends what comes. What was published so far has been written to it,
+        unless a fan-out is under way, in which case it is on its way out."""
+        if self.live.pop(subscriber, None) is not None:
+            self.waiting.add(subscriber)
+
+    def fall_behind(self, subscriber: "Subscriber", rest: memoryview) -> None:
+        """The kernel takes no more: its own task sends the rest of the chunk, and what comes meanwhile."""
+        self.leave_live(subscriber)
+        subscriber.rest = rest
+        subscriber.position = self.position
+        subscriber.wake()
+
+
+class Hub:
+    """All topics of this process. Started with `await nursery.start(hub.run)`."""
+
+    def __init__(self, settings: Settings, registry: Registry, client: Client, tails: Tails) -> None:
+        self.settings = settings
+        self.client = client
+        self.tails = tails
+        self.budget = Budget(WINDOWS_LIMIT_BYTES)
+        self.replays = trio.CapacityLimiter(REPLAYS_AT_ONCE)
+        self.draining = False
+        self.clients = 0
+        self.events = 0
+        self.deliveries = 0
+        self.malformed_entries = 0
+        self.overflows = 0
+        self.stuck_clients = 0
+        self._registry = registry
+        self._topics: dict[str, Topic] = {}
+        self._nursery: trio.Nursery | None = None
+        self._backfills: dict[Topic, trio.Event] = {}
+
+    def statistics(self) -> HubStatistics:
+        return HubStatistics(
+            topics=len(self._topics),
+            clients=self.clients,
+            live_clients=sum(len(topic.live) for topic in self._topics.values()),
+            events=self.events,
+            deliveries=self.deliveries,
+            malformed_entries=self.malformed_entries,
+            overflows=self.overflows,
+            stuck_clients=self.stuck_clients,
+            window_bytes=self.budget.used_bytes,
+            draining=self.draining,
+            tail=self.tails.statistics(),
+        )
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self.tails.run)
+            nursery.start_soon(self._beat)
+            task_status.started()
+
+    # -- joining and leaving
+
+    def join(self, topic_id: str, subscriber: "Subscriber") -> Topic:
+        """Register first, ask questions later: from now on nothing that is read passes the subscriber by.
+        Raises HubFull or InvalidTopicId."""
+        if self.clients >= self.settings.max_clients:
+            raise HubFull(f"{self.clients} clients are connected (STALECAST_MAX_CLIENTS)")
+        topic = self._topics.get(topic_id)
+        if topic is None:
+            assert self._nursery is not None, "Hub.run has not started"
+            topic = self._topics[topic_id] = Topic(self, topic_id)
+            self._nursery.start_soon(self._open, topic)
+        topic.waiting.add(subscriber)
+        self.clients += 1
+        return topic
+
+    def leave(self, topic: Topic, subscriber: "Subscriber") -> None:
+        self.clients -= 1
+        topic.live.pop(subscriber, None)
+        topic.waiting.discard(subscriber)
+        if not topic.live and not topic.waiting:
+            topic.empty_since_s = trio.current_time()
+
+    def forget(self, topic: Topic) -> None:
+        if self._topics.get(topic.name) is topic:
+            del self._topics[topic.name]
+        topic.window.reset(BEGINNING)
+        self.tails.unwatch(topic)
+
+    async def _open(self, topic: Topic) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                page = await read_newest(self.client, topic.key, 0)
+            except RedisUnavailable:
+                if not topic.waiting:
+                    self.forget(topic)
+                    return
+                await trio.sleep(backoff.next_s())
+            except RedisRefused as error:
+                await topic.refuse(error)
+                return
+            else:
+                topic.open(page)
+                self.tails.watch(topic)
+                return
+
+    async def wait_backfilled(self, topic: Topic) -> None:
+        """Fetch what Redis holds from before the window, once for all who ask at the same time.
+        Raises RedisUnavailable or RedisRefused to the one who fetched; the others find the window as it is."""
+        under_way = self._backfills.get(topic)
+        if under_way is not None:
+            await under_way.wait()
+            return
+        done = self._backfills[topic] = trio.Event()
+        try:
+            page = await read_newest(self.client, topic.key, self.settings.window_limit_events)
+            if not topic.window.backfilled and topic.agrees_with(page.stream):
+                events = self.decode(topic, page.entries)
+                floor = _floor(page)
+                if floor is not None:
+                    topic.window.backfill(events, floor)
+        finally:
+            del self._backfills[topic]
+            done.set()
+
+    # -- decoding
+
+    def decode(self, topic: Topic, entries: list[Entry]) -> list[Event]:
+        """The valid events. A malformed entry (a foreign writer's) is counted and logged, and passed over:
+        it must not stop the topic for everybody."""
+        events: list[Event] = []
+        for event_id, fields in entries:
+            try:
+                events.append(from_entry(event_id, fields, self._registry, self.settings.max_event_bytes))
+            except ContractViolation as violation:
+                self.malformed_entries += 1
+                _log.warning(
+                    "malformed_entry_skipped", topic=topic.name, id=str(event_id), error=str(violation)
+                )
+        return events
+
+    # -- heartbeats
+
+    async def _beat(self) -> None:
+        interval_s = self.settings.heartbeat_interval_s
+        while True:
+            await trio.sleep(interval_s / LOOKS_PER_INTERVAL)
+            due_before_s = trio.current_time() - interval_s
+            until_yield = WRITES_BETWEEN_YIELDS
+            for topic in list(self._topics.values()):
+                if not topic.live and not topic.waiting:
+                    if (
+                        topic.empty_since_s < trio.current_time() - self.settings.topic_linger_s
+                        and topic.opened
+                    ):
+                        self.forget(topic)
+                    continue
+                for subscriber in topic.waiting:
+                    if subscriber.last_write_s <= due_before_s:
+                        subscriber.owes_heartbeat = True
+                        subscriber.wake()
+                if topic.last_fanout_s > due_before_s:
+                    continue
+                for subscriber, fileno in list(topic.live.items()):
+                    if subscriber.last_write_s > due_before_s or subscriber not in topic.live:
+                        continue
+                    if topic.fanning_out:
+                        break
+                    subscriber.last_write_s = trio.current_time()
+                    self._write_heartbeat(topic, subscriber, fileno)
+                    until_yield -= 1
+                    if not until_yield:
+                        until_yield = WRITES_BETWEEN_YIELDS
+                        await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+
+    @staticmethod
+    def _write_heartbeat(topic: Topic, subscriber: "Subscriber", fileno: Callable[[], int]) -> None:
+        try:
+            sent = os.write(fileno(), _HEARTBEAT_CHUNK)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            subscriber.disconnect()
+            return
+        if sent != len(_HEARTBEAT_CHUNK):
+            topic.fall_behind(subscriber, memoryview(_HEARTBEAT_CHUNK)[sent:])
+
+    # -- draining
+
+    async def drain(self, drain_s: float) -> None:
+        """Send every client away in its own slot, done within about four fifths of `drain_s`; new ones are
+        sent away at once. Returns when the last was told, not when the last is gone."""
+        self.draining = True
+        subscribers = [
+            subscriber for topic in self._topics.values() for subscriber in [*topic.live, *topic.waiting]
+        ]
+        rate = max(self.settings.drain_rate_clients_per_s, len(subscribers) / (0.8 * drain_s))
+        started_s = trio.current_time()
+        _log.info("drain_started", clients=len(subscribers), over_s=round(len(subscribers) / rate, 1))
+        for index, subscriber in enumerate(subscribers):
+            await trio.sleep_until(started_s + index / rate)
+            subscriber.end()
+
+
+def _floor(page: Page) -> StreamId | None:
+    """From where (exclusive) the page's entries are everything up to the stream's end."""
+    stream = page.stream
+    if stream.max_deleted is None or not page.entries:
+        return None
+    if stream.is_complete and len(page.entries) == stream.length:
+        return BEGINNING
+    return max(page.entries[0][0], stream.max_deleted)

@@ -1,0 +1,117 @@
+"""Reading a stream together with the proof of what was read: one MULTI for both.
+
+Only this file knows which commands make a snapshot and how their replies look (RESP2 lists or RESP3 maps).
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import hiredis
+
+from app.redis_connection import Client, Command, RedisRefused, raise_if_unavailable
+from app.streams.ids import StreamId
+from app.streams.resume import Snapshot, absent
+
+# Names the data set. Whoever finds it missing makes it: a Redis that was wiped gets a new one, and positions
+# of topics that had no stream yet (ids.origin) stop being valid.
+EPOCH_KEY: Final = "stalecast:epoch"
+
+Entry = tuple[StreamId, Sequence[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A snapshot, and entries that were in the stream at that moment, oldest first."""
+
+    stream: Snapshot
+    entry_present: bool
+    entries: list[Entry]
+
+
+def epoch_command() -> Command:
+    # SET NX GET (Redis 7): returns the epoch that stands, or nothing after setting this one.
+    return ("SET", EPOCH_KEY, secrets.randbits(52), "NX", "GET")
+
+
+def snapshot_command(key: str) -> Command:
+    return ("XINFO", "STREAM", key)
+
+
+async def read_after(client: Client, key: str, after: StreamId, limit_events: int) -> Page:
+    """Up to `limit_events` entries behind `after`, and whether an entry with that id is there.
+
+    Raises RedisUnavailable or RedisRefused.
+    """
+    epoch = epoch_command()
+    # Inclusive: finding the entry itself at the head of the page is the proof that nothing behind it is gone.
+    span: Command = ("XRANGE", key, bytes(after.read_after), "+", "COUNT", limit_events + 1)
+    epoch_reply, info, found = await client.transaction([epoch, snapshot_command(key), span])
+    entries = parse_entries(found)
+    present = bool(entries) and entries[0][0] == after
+    return Page(
+        parse_snapshot(info, parse_epoch(epoch, epoch_reply)),
+        present,
+        entries[1:] if present else entries[:limit_events],
+    )
+
+
+async def read_newest(client: Client, key: str, limit_events: int) -> Page:
+    """The newest entries. `entry_present` is False. Raises RedisUnavailable or RedisRefused."""
+    epoch = epoch_command()
+    commands: list[Command] = [epoch, snapshot_command(key)]
+    if limit_events:
+        commands.append(("XREVRANGE", key, "+", "-", "COUNT", limit_events))
+    epoch_reply, info, *found = await client.transaction(commands)
+    entries = parse_entries(found[0]) if found else []
+    entries.reverse()
+    return Page(parse_snapshot(info, parse_epoch(epoch, epoch_reply)), False, entries)
+
+
+def parse_epoch(command: Command, reply: Any) -> int | None:
+    if isinstance(reply, hiredis.ReplyError):
+        return None  # this Redis user may not write, or SET NX GET is unknown (before 7)
+    return int(reply) if reply is not None else int(command[2])
+
+
+def parse_snapshot(info: Any, epoch: int | None) -> Snapshot:
+    """Raises RedisRefused for a key that is not a stream or may not be read."""
+    if isinstance(info, hiredis.ReplyError):
+        if "no such key" in str(info):
+            return absent(epoch)
+        raise RedisRefused(f"Redis answered: {info}")
+    fields: Mapping[bytes, Any] = (
+        info if isinstance(info, Mapping) else dict(zip(info[::2], info[1::2], strict=True))
+    )
+    first = fields.get(b"first-entry")
+    added = fields.get(b"entries-added")
+    deleted = fields.get(b"max-deleted-entry-id")
+    return Snapshot(
+        epoch=epoch,
+        length=int(fields[b"length"]),
+        first=StreamId.parse(first[0]) if first else None,
+        last_generated=StreamId.parse(fields[b"last-generated-id"]),
+        entries_added=int(added) if added is not None else None,
+        max_deleted=StreamId.parse(deleted) if deleted is not None else None,
+    )
+
+
+def parse_entries(found: Any) -> list[Entry]:
+    """Raises RedisRefused when Redis refused the range."""
+    if isinstance(found, hiredis.ReplyError):
+        raise RedisRefused(f"Redis answered: {found}")
+    # An entry deleted while it was read has no fields: nothing to send, and the snapshot tells of the deletion.
+    return [(StreamId.parse(entry[0]), entry[1] or ()) for entry in found or ()]
+
+
+def parse_streams(reply: Any) -> dict[str, list[Entry]]:
+    """The reply of XREAD: entries by key; empty when it timed out or was unblocked.
+
+    Raises RedisUnavailable (the reply says so) or RedisRefused.
+    """
+    if isinstance(reply, hiredis.ReplyError):
+        raise_if_unavailable([reply])
+        raise RedisRefused(f"Redis answered: {reply}")
+    pairs = reply.items() if isinstance(reply, Mapping) else (reply or ())
+    return {key.decode(): parse_entries(entries) for key, entries in pairs}

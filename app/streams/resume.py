@@ -1,0 +1,120 @@
+"""What a position in a stream still proves. Pure: every decision about gaps is made in this file.
+
+The facts come from one MULTI (see reading.py): what XINFO STREAM says, whether the entry at the cursor is still
+there, and the data set's epoch. Redis trims a stream only from its front, so as long as the entry at the
+cursor is still there, everything after it is too, save what XDEL took; `max-deleted-entry-id` tells that.
+An entry that is gone proves nothing: it may have been trimmed, or it may belong to a stream of the same name
+that was flushed, rolled back or replaced. Sources: https://redis.io/docs/latest/commands/xinfo-stream/ and
+src/t_stream.c (streamTrim moves only `first-entry`; XDEL moves `max-deleted-entry-id`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from app.streams.ids import BEGINNING, StreamId, origin
+
+ReloadReason = Literal["trimmed", "overflow", "invalid_id"]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A stream at one moment. `entries_added` and `max_deleted` are None on Redis before 7; `epoch` is None
+    where the server may not keep one (a read-only user)."""
+
+    epoch: int | None
+    length: int
+    first: StreamId | None
+    last_generated: StreamId
+    entries_added: int | None
+    max_deleted: StreamId | None
+
+    @property
+    def is_unwritten(self) -> bool:
+        """No entry was ever added as far as the stream knows: it does not exist, or was only created."""
+        return self.last_generated == BEGINNING
+
+    @property
+    def position(self) -> StreamId:
+        """Where a client that has everything stands."""
+        return origin(self.epoch) if self.is_unwritten else self.last_generated
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing was ever removed."""
+        return self.entries_added == self.length and self.max_deleted == BEGINNING
+
+
+def absent(epoch: int | None) -> Snapshot:
+    return Snapshot(epoch, 0, None, BEGINNING, 0, BEGINNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Nothing is missing: go on from `after`."""
+
+    after: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Everything in (`after`, `upto`] is still there."""
+
+    after: StreamId
+    upto: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Completeness cannot be proven. `position` is where the client stands once it has reloaded."""
+
+    reason: ReloadReason
+    position: StreamId
+
+
+Decision = Live | Replay | Reload
+
+
+def decide(cursor: StreamId | None, stream: Snapshot, *, entry_present: bool) -> Decision:
+    """What a client at `cursor` (None: it never had one) is owed. `entry_present`: the stream holds an entry
+    with exactly the cursor's id."""
+    position = stream.position
+    if cursor is None:
+        return Live(position)
+    if cursor.is_origin and stream.epoch is None:
+        return Reload("trimmed", position)  # nothing names the data set: it may have been wiped since
+    if cursor == position:
+        return Live(position)
+    if cursor == BEGINNING or (cursor.is_origin and cursor == origin(stream.epoch)):
+        # The cursor stands before every entry, in this data set: fine while none was removed.
+        if stream.is_unwritten:
+            return Live(position)
+        return Replay(cursor, position) if stream.is_complete else Reload("trimmed", position)
+    if (
+        entry_present
+        and cursor < stream.last_generated
+        and stream.max_deleted is not None
+        and stream.max_deleted <= cursor
+    ):
+        return Replay(cursor, position)
+    return Reload("trimmed", position)
+
+
+def continues(last: StreamId, added_at_last: int | None, read: Sequence[StreamId], stream: Snapshot) -> bool:
+    """Whether `read` (not empty, ascending) is everything that was added after `last`, as `stream`, taken
+    after the read, proves. `added_at_last`: the stream's entries-added when it stood at `last`.
+    """
+    if (
+        added_at_last is not None
+        and stream.last_generated == read[-1]
+        and stream.entries_added == added_at_last + len(read)
+    ):
+        return True  # the counters: every entry ever added since is in our hands
+    if last == BEGINNING or last.is_origin:
+        return stream.epoch is not None and last == origin(stream.epoch) and stream.is_complete
+    # Nothing was removed behind `last`. (max_deleted is None before Redis 7: an XDEL cannot be seen there.)
+    return (
+        stream.first is not None
+        and stream.first <= last
+        and (stream.max_deleted is None or stream.max_deleted <= last)
+    )

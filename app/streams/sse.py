@@ -1,0 +1,120 @@
+"""The wire format of Server-Sent Events. Pure: every byte a stream sends is shaped here, and read back here.
+
+Source: WHATWG HTML, section 9.2 (server-sent events); RFC 9112, section 7.1 (chunked transfer coding).
+"""
+
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from app.streams.ids import StreamId
+
+# A comment is the smallest thing that proves a connection alive in both directions.
+HEARTBEAT = b":\n\n"
+
+
+def event_block(event_id: StreamId, payload: bytes) -> bytes:
+    """One event. `payload` is JSON on one line. No `event:` field: `onmessage` shall see every event."""
+    return b"id: %d-%d\ndata: %b\n\n" % (event_id.ms, event_id.seq, payload)
+
+
+def position_block(position: StreamId) -> bytes:
+    """Only an `id:`: sets the browser's last event id and dispatches nothing."""
+    return b"id: %d-%d\n\n" % position
+
+
+def retry_block(retry_ms: int) -> bytes:
+    return b"retry: %d\n\n" % retry_ms
+
+
+def reload_block(position: StreamId, reason: str) -> bytes:
+    """`reload_required`, with the position that the client may resume from once it has reloaded."""
+    payload = {"event": "reload_required", "data": {"reason": reason}}
+    return event_block(position, json.dumps(payload, separators=(",", ":")).encode())
+
+
+def chunk(data: bytes) -> bytes:
+    """`data` (not empty: an empty chunk would end the stream) as one chunk of HTTP/1.1."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Message(NamedTuple):
+    """What a client dispatches: `data` is None for a block that only moved the cursor or set `retry`."""
+
+    last_event_id: str
+    data: str | None
+    retry_ms: int | None
+
+
+class Parser:
+    """The client's half: feed it bytes in any split, and it yields a `Message` for each block.
+
+    `last_event_id` survives blocks, as the standard says. Comments are counted in `comments`.
+    """
+
+    def __init__(self, last_event_id: str = "", block_limit_bytes: int = 1 << 20) -> None:
+        self.last_event_id = last_event_id
+        self.comments = 0
+        self._buffer = b""
+        self._first = True
+        self._data: list[str] = []
+        self._id: str | None = None
+        self._retry_ms: int | None = None
+        self._limit = block_limit_bytes
+
+    def feed(self, received: bytes) -> Iterator[Message]:
+        """Raises ValueError when a line exceeds the limit: the peer is not an event stream."""
+        self._buffer += received
+        if self._first:
+            bom = b"\xef\xbb\xbf"
+            if bom.startswith(self._buffer[:3]) and len(self._buffer) < len(bom):
+                return
+            self._buffer = self._buffer.removeprefix(bom)
+            self._first = False
+        while (line := self._next_line()) is not None:
+            if line == b"":
+                if (message := self._end_of_block()) is not None:
+                    yield message
+            else:
+                self._field(line)
+        if len(self._buffer) > self._limit:
+            raise ValueError(f"a line of an event stream exceeds {self._limit} bytes")
+
+    def _next_line(self) -> bytes | None:
+        for index, byte in enumerate(self._buffer):
+            if byte == 0x0A:
+                line, self._buffer = self._buffer[:index], self._buffer[index + 1 :]
+                return line
+            if byte == 0x0D:
+                if index + 1 == len(self._buffer):
+                    return None  # the next byte decides whether this is CR or CR LF
+                skip = 2 if self._buffer[index + 1] == 0x0A else 1
+                line, self._buffer = self._buffer[:index], self._buffer[index + skip :]
+                return line
+        return None
+
+    def _field(self, line: bytes) -> None:
+        if line.startswith(b":"):
+            self.comments += 1
+            return
+        name, _, value = line.decode("utf-8", "replace").partition(":")
+        value = value.removeprefix(" ")
+        match name:
+            case "data":
+                self._data.append(value)
+            case "id" if "\0" not in value:
+                self._id = value
+            case "retry" if value.isascii() and value.isdigit():
+                self._retry_ms = int(value)
+            case _:
+                pass  # `event` and unknown fields carry nothing here
+
+    def _end_of_block(self) -> Message | None:
+        moved, retry_ms = self._id is not None, self._retry_ms
+        if self._id is not None:
+            self.last_event_id = self._id
+        data = "\n".join(self._data) if self._data else None
+        self._data, self._id, self._retry_ms = [], None, None
+        if data is None and not moved and retry_ms is None:
+            return None
+        return Message(self.last_event_id, data, retry_ms)

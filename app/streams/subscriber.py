@@ -1,0 +1,286 @@
+"""One client: catching up, then live, in the task of its own request.
+
+A cancel scope holds both phases, so a disconnect ends them together. While it is live this task sleeps: the
+hub writes. It wakes to send what the hub could not, to catch up again, or to go.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal, TypeVar, assert_never
+
+import structlog
+import trio
+
+from app.redis_connection import Backoff, RedisRefused, RedisUnavailable
+from app.streams import sse
+from app.streams.backlog import Backlog
+from app.streams.event import Event
+from app.streams.hub import Hub, Topic
+from app.streams.ids import InvalidStreamId, StreamId
+from app.streams.reading import Page, read_after
+from app.streams.resume import Live, Reload, Replay, decide
+from app.streams.wire import ClientGone, ClientStuck, Wire
+
+# What a client's own task sends at once: bounds the memory of a slow one.
+WRITE_LIMIT_BYTES: Final = 1 << 16
+# How long a look at the stream may contradict the hub before the look is believed: the tail needs one read.
+DISAGREEMENT_LIMIT_S: Final = 5.0
+DISAGREEMENT_LOOK_S: Final = 0.02
+# A client sent away because its topic cannot be read comes back this much later than usual.
+REFUSED_RETRY_FACTOR: Final = 10
+
+_log = structlog.get_logger("stalecast.stream")
+
+T = TypeVar("T")
+Catchup = Literal["all", "compact"]
+# Sends the response's head with the first bytes of its body, and says how the rest is sent.
+Begin = Callable[[bytes], Awaitable[Wire]]
+
+
+class Subscriber:
+    __slots__ = (
+        "_begin", "_catchup", "_cursor", "_ending", "_hub", "_opened_s", "_scope",
+        "_topic", "_wakeup", "_wire", "backlog", "last_write_s", "owes_heartbeat", "position", "rest",
+    )  # fmt: skip
+
+    def __init__(
+        self, hub: Hub, topic_id: str, cursor: str | None, begin: Begin, catchup: Catchup = "all"
+    ) -> None:
+        """`cursor`: what the client sent, unparsed. Raises HubFull or InvalidTopicId."""
+        self._hub = hub
+        self._cursor = cursor
+        self._catchup: Catchup = catchup
+        self._begin = begin
+        self._wire: Wire | None = None
+        self._scope = trio.CancelScope()
+        self._wakeup = trio.Event()
+        self._ending = hub.draining
+        self.backlog = Backlog(hub.settings.backlog_limit_events)
+        self.rest: memoryview | None = None  # of a chunk that the hub could write only in part
+        self.owes_heartbeat = False
+        self.last_write_s = self._opened_s = trio.current_time()
+        self.position = StreamId(0, 0)
+        self._topic: Topic = hub.join(topic_id, self)
+
+    # -- called by the hub and by the server, never waiting
+
+    def wake(self) -> None:
+        self._wakeup.set()
+
+    def end(self) -> None:
+        """Send it away with a `retry:` and a clean end, as soon as its task gets to it."""
+        self._ending = True
+        if self in self._topic.live:
+            self._topic.leave_live(self)
+        self.wake()
+
+    def disconnect(self) -> None:
+        """The client is gone: ends both phases."""
+        self._topic.live.pop(self, None)
+        self._scope.cancel()
+
+    # -- its own task
+
+    async def run(self) -> bool:
+        """Serve the client until it is gone or sent away; then everything it held is free.
+
+        Returns whether it was sent away, so that the stream may end cleanly. Nothing is raised for what
+        clients do. If cancelled, the connection may stand inside a chunk.
+        """
+        outcome = "gone"
+        try:
+            with self._scope:
+                if await self._wait_open():
+                    await self._catch_up()
+                    await self._follow()
+                await self._say_farewell()
+                outcome = "sent_away"
+        except RedisRefused as error:
+            outcome = "refused"
+            await self._topic.refuse(error)
+            with self._scope:
+                await self._say_farewell()
+        except ClientGone:
+            pass
+        except ClientStuck:
+            outcome = "stuck"
+            self._hub.stuck_clients += 1
+            if self._wire is not None:
+                self._wire.abort()
+        finally:
+            self._hub.overflows += self.backlog.collapsed
+            self._hub.leave(self._topic, self)
+            _log.info(
+                "stream_closed", topic=self._topic.name, outcome=outcome,
+                seconds=round(trio.current_time() - self._opened_s, 3),
+            )  # fmt: skip
+        return outcome in ("sent_away", "refused")
+
+    async def _say_farewell(self) -> None:
+        # The first write brings a `retry:` of its own.
+        await self._write(b"" if self._wire is None else sse.retry_block(self._retry_ms()))
+
+    async def _wait_open(self) -> bool:
+        topic = self._topic
+        with trio.move_on_after(self._hub.settings.first_bytes_timeout_s):
+            while not (topic.opened or self._must_go()):
+                await self._wait_woken()
+        while not (topic.opened or self._must_go()):
+            # Redis is away: the client is told at once that the stream stands, and where, later.
+            await self._write(b"" if self._wire is None else sse.HEARTBEAT)
+            self.owes_heartbeat = False
+            await self._wait_woken()
+        return topic.opened
+
+    def _must_go(self) -> bool:
+        return self._ending or self._topic.refused is not None
+
+    async def _catch_up(self) -> None:
+        """Bring the client from its cursor to where the hub stands, or tell it to reload."""
+        topic = self._topic
+        if self._cursor is None:
+            self.position = topic.position
+            self.backlog.clear()
+            await self._write(sse.position_block(self.position))
+            return
+        try:
+            cursor = StreamId.parse(self._cursor)
+        except InvalidStreamId:
+            self.position = topic.position
+            self.backlog.clear()
+            await self._write(sse.reload_block(self.position, "invalid_id"))
+            return
+        self.position = cursor
+        if topic.window_point(cursor) is None and not topic.window.backfilled:
+            await self._patiently(lambda: self._hub.wait_backfilled(topic))
+        # A client that brought its cursor in the query has no last event id yet: if the line is cut during
+        # the replay, this is what it resumes from.
+        first = sse.position_block(cursor)
+        # Compact: all pages are gathered, and only the newest of each (event, id) is sent.
+        gathered = Backlog(self._hub.settings.stream_maxlen) if self._catchup == "compact" else None
+        gathered_after = cursor
+        while (point := topic.window_point(cursor)) is None:
+            page = await self._read_page(cursor)
+            match decide(cursor, page.stream, entry_present=page.entry_present):
+                case Live(after):
+                    cursor = after
+                case Replay(_, upto):
+                    events = self._hub.decode(topic, page.entries)
+                    whole = len(page.entries) < self._hub.settings.replay_page_events
+                    cursor = upto if whole else page.entries[-1][0]
+                    if gathered is None:
+                        await self._write_events(events, first)
+                        first = b""
+                    else:
+                        for event in events:
+                            gathered.add(event)
+                    if not whole:
+                        self.position = cursor
+                        continue
+                case Reload(reason, position):
+                    cursor, gathered = position, None
+                    self.backlog.forget_reload_at(position)
+                    await self._write(sse.reload_block(position, reason))
+                    first = b""
+                case other:
+                    assert_never(other)
+            break
+        else:
+            # From memory, in one synchronous step with the position it reaches.
+            self.backlog.clear()
+            if gathered is None:
+                first += topic.window.blocks_after(point)
+            else:
+                for event in topic.window.after(point):
+                    gathered.add(event)
+            cursor = topic.position
+        if gathered is not None:
+            await self._write_events(gathered.take(gathered_after), first)
+        elif first:
+            await self._write(first)
+        self.position = cursor
+
+    async def _read_page(self, cursor: StreamId) -> Page:
+        """A page behind `cursor` that agrees with what the hub believes, or that has disagreed for long."""
+        topic, limit_events = self._topic, self._hub.settings.replay_page_events
+        give_up_at_s = trio.current_time() + DISAGREEMENT_LIMIT_S
+        while True:
+            page = await self._patiently(
+                lambda: read_after(self._hub.client, topic.key, cursor, limit_events)
+            )
+            if topic.agrees_with(page.stream) or trio.current_time() > give_up_at_s:
+                return page
+            # The stream went back and the tail has not seen it yet. Answering now would have the hub tell
+            # this client once more what it has just been told.
+            self._hub.tails.recheck(topic)
+            await trio.sleep(DISAGREEMENT_LOOK_S)
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a read until Redis answers it. Raises RedisRefused, ClientGone or ClientStuck."""
+        backoff = Backoff()
+        while True:
+            # What the hub has queued so far was in the stream before this read, so the read tells of it.
+            self.backlog.clear()
+            try:
+                async with self._hub.replays:
+                    return await read()
+            except RedisUnavailable:
+                await trio.sleep(backoff.next_s())
+                if self.owes_heartbeat or self._wire is None:
+                    await self._write(sse.HEARTBEAT)
+
+    async def _follow(self) -> None:
+        """Send what comes: by itself while anything waits, through the hub while nothing does."""
+        topic = self._topic
+        while True:
+            if self.rest is not None:
+                rest, self.rest = self.rest, None
+                await self._write(b"", rest)
+            elif events := self.backlog.take(self.position):
+                self.position = events[-1].id
+                await self._write_events(events)
+            elif self._must_go():
+                return
+            elif self.owes_heartbeat:
+                await self._write(sse.HEARTBEAT)
+            else:
+                assert self._wire is not None
+                fileno = self._wire.fileno
+                # `>=`: a client may be ahead of the hub, if it comes from an instance that reads faster.
+                if fileno is not None and topic.position >= self.position:
+                    topic.go_live(self, fileno)
+                await self._wait_woken()
+
+    # -- writing
+
+    async def _wait_woken(self) -> None:
+        if self._wakeup.is_set():
+            self._wakeup = trio.Event()
+        await self._wakeup.wait()
+
+    async def _write_events(self, events: Sequence[Event], first: bytes = b"") -> None:
+        """In slices, so that a slow client holds little beyond references to shared events."""
+        slice_, size = [first], len(first)
+        for event in events:
+            slice_.append(event.block)
+            size += len(event.block)
+            if size >= WRITE_LIMIT_BYTES:
+                await self._write(b"".join(slice_))
+                slice_, size = [], 0
+        if size:
+            await self._write(b"".join(slice_))
+
+    async def _write(self, data: bytes, rest: memoryview | None = None) -> None:
+        self.owes_heartbeat = False
+        if self._wire is None:
+            self._wire = await self._begin(sse.retry_block(self._retry_ms()) + data)
+        else:
+            await self._wire.write(data, rest)
+        self.last_write_s = trio.current_time()
+
+    def _retry_ms(self) -> int:
+        """Browsers reconnect after exactly this long: without a draw of its own for each, all at once."""
+        least_ms = self._hub.settings.retry_ms
+        if self._topic.refused is not None:
+            least_ms *= REFUSED_RETRY_FACTOR
+        return least_ms + random.randrange(least_ms + 1)  # noqa: S311 jitter, not a secret

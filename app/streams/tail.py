@@ -1,0 +1,319 @@
+"""Live reading: blocking XREADs over groups of topics, each read followed by its proof of completeness.
+
+XREAD costs Redis time for every key it names, on every call (about 0.9 us a key), so the watched topics are
+split over groups of bounded size, each with a connection and a task of its own. Only this file moves a tailed
+topic forward: it hands over what was read, or, where it cannot prove that nothing was skipped, the loss.
+
+A change of the set of topics must reach a read that is already blocked: it is ended by CLIENT UNBLOCK from the
+shared connection, gathered over a few milliseconds. It is never cancelled, since that would cost a connection.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import hiredis
+import structlog
+import trio
+
+from app.redis_connection import (
+    Address,
+    Backoff,
+    Client,
+    Command,
+    Connection,
+    RedisRefused,
+    RedisUnavailable,
+    connect,
+    raise_if_unavailable,
+)
+from app.streams.ids import StreamId
+from app.streams.reading import (
+    Entry,
+    epoch_command,
+    parse_entries,
+    parse_epoch,
+    parse_snapshot,
+    parse_streams,
+    snapshot_command,
+)
+from app.streams.resume import Live, Reload, Snapshot, continues, decide
+
+# A read that nothing wakes ends by itself: this is how long a dead peer goes unnoticed at most.
+BLOCK_MS: Final = 5000
+# Without CLIENT ID and CLIENT UNBLOCK (an ACL may forbid them) a change waits for the read to end by itself.
+BLOCK_WITHOUT_WAKING_MS: Final = 50
+WAKE_GATHER_S: Final = 0.002
+
+_log = structlog.get_logger("stalecast.tail")
+
+
+class Tailed(Protocol):
+    """A topic as the tail sees it."""
+
+    key: str
+    position: StreamId
+    epoch: int | None
+    added_at_position: int | None
+
+    async def deliver(self, entries: list[Entry]) -> None:
+        """Everything that was added after `position`; moves it."""
+        ...
+
+    async def lose(self, stream: Snapshot, *, forced: bool) -> None:
+        """Continuity is broken: go on from `stream.position`. `forced`: the stream itself went back."""
+        ...
+
+    async def refuse(self, error: RedisRefused) -> None:
+        """Redis refuses to read this topic; it is not watched any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TailStatistics:
+    groups: int
+    connected_groups: int
+    topics: int
+    reads: int
+    gaps: int
+    reconnects: int
+
+
+class Tails:
+    """All groups of this process. Started with `await nursery.start(tails.run)`."""
+
+    def __init__(
+        self,
+        address: Address,
+        client: Client,
+        *,
+        group_limit_topics: int,
+        read_limit_events: int,
+        timeout_s: float,
+    ) -> None:
+        self.address = address
+        self.client = client
+        self.group_limit_topics = group_limit_topics
+        self.read_limit_events = read_limit_events
+        self.timeout_s = timeout_s
+        self.reads = 0
+        self.gaps = 0
+        self.reconnects = 0
+        self._groups: list[Group] = []
+        self._group_of: dict[str, Group] = {}
+        self._stale: set[Group] = set()
+        self._stale_added = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    def statistics(self) -> TailStatistics:
+        return TailStatistics(
+            groups=len(self._groups),
+            connected_groups=sum(group.connected for group in self._groups),
+            topics=len(self._group_of),
+            reads=self.reads,
+            gaps=self.gaps,
+            reconnects=self.reconnects,
+        )
+
+    def watch(self, topic: Tailed) -> None:
+        """Read `topic` from its position on, within a few milliseconds."""
+        assert self._nursery is not None, "Tails.run has not started"
+        group = next((group for group in self._groups if len(group.topics) < self.group_limit_topics), None)
+        if group is None:
+            group = Group(self)
+            self._groups.append(group)
+            self._nursery.start_soon(group.run)
+        group.topics[topic.key] = topic
+        self._group_of[topic.key] = group
+        self._wake(group)
+
+    def unwatch(self, topic: Tailed) -> None:
+        """Stop reading it. What a read under way still returns for it is dropped."""
+        group = self._group_of.pop(topic.key, None)
+        if group is None:
+            return
+        del group.topics[topic.key]
+        if not group.topics:
+            # Its task ends at its next turn; a new topic must not join a group on its way out.
+            self._groups.remove(group)
+            self._wake(group)
+
+    def recheck(self, topic: Tailed) -> None:
+        """Somebody saw that the stream is not what the tail believes: apply the gap rule now."""
+        group = self._group_of.get(topic.key)
+        if group is not None:
+            group.recheck_wanted = True
+            self._wake(group)
+
+    def _wake(self, group: "Group") -> None:
+        group.stale = True
+        self._stale.add(group)
+        self._stale_added.set()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                if not self._stale:
+                    self._stale_added = trio.Event()
+                    await self._stale_added.wait()
+                await trio.sleep(WAKE_GATHER_S)
+                await self._unblock_stale()
+
+    async def _unblock_stale(self) -> None:
+        # A group leaves the set once it has built a read from its current topics; until then UNBLOCK is
+        # repeated, because it does nothing when it overtakes the XREAD it is meant for.
+        self._stale = {group for group in self._stale if group.stale and group.reading}
+        commands: list[Command] = [
+            ("CLIENT", "UNBLOCK", group.client_id) for group in self._stale if group.client_id
+        ]
+        if commands:
+            try:
+                await self.client.pipeline(commands)
+            except RedisUnavailable:
+                self._stale.clear()  # the reads break as well, and start anew with all their topics
+
+
+class Group:
+    """Up to `group_limit_topics` topics, read by one task over one connection."""
+
+    def __init__(self, tails: Tails) -> None:
+        self.topics: dict[str, Tailed] = {}
+        self.connected = False
+        self.client_id = 0
+        self.reading = False
+        self.stale = False  # the read under way does not name the current topics
+        self.recheck_wanted = False
+        self._tails = tails
+
+    async def run(self) -> None:
+        backoff = Backoff()
+        tails = self._tails
+        while self.topics:
+            try:
+                async with await connect(
+                    tails.address, name="stalecast-tail", timeout_s=tails.timeout_s
+                ) as connection:
+                    self.client_id = connection.client_id
+                    # Whatever happened while nobody read: the same rule as for a client that comes back.
+                    await self._recheck(connection)
+                    self.connected = True
+                    backoff.reset()
+                    while self.topics:
+                        if self.recheck_wanted:
+                            await self._recheck(connection)
+                        await self._read_once(connection)
+            except (RedisUnavailable, RedisRefused) as error:
+                tails.reconnects += 1
+                delay_s = backoff.next_s()
+                _log.warning(
+                    "tail_interrupted",
+                    error=str(error),
+                    topics=len(self.topics),
+                    retry_in_s=round(delay_s, 2),
+                )
+                self.connected = False
+                await trio.sleep(delay_s)
+            finally:
+                self.connected = self.reading = False
+
+    async def _read_once(self, connection: Connection) -> None:
+        topics = list(self.topics.values())
+        block_ms = BLOCK_MS if self.client_id else BLOCK_WITHOUT_WAKING_MS
+        command: list[str | bytes | int] = [
+            "XREAD",
+            "COUNT",
+            self._tails.read_limit_events,
+            "BLOCK",
+            block_ms,
+            "STREAMS",
+        ]
+        command += [topic.key for topic in topics]
+        command += [bytes(topic.position.read_after) for topic in topics]
+        self.stale, self.reading = False, True
+        try:
+            (reply,) = await self._call(connection, command, blocked_s=block_ms / 1000)
+        finally:
+            self.reading = False
+        self._tails.reads += 1
+        try:
+            streams = parse_streams(reply)
+        except RedisRefused:
+            await self._recheck(connection)  # finds the topic that Redis refuses, and lets it go
+            return
+        if streams:
+            await self._hand_over(connection, streams)
+
+    async def _hand_over(self, connection: Connection, streams: dict[str, list[Entry]]) -> None:
+        # The proof must be taken after the read, and before anybody hears of it: a client that had advanced
+        # past a gap and then lost its connection would never learn of it.
+        epoch = epoch_command()
+        epoch_reply, *infos = await self._call(connection, epoch, *(snapshot_command(key) for key in streams))
+        raise_if_unavailable(infos)
+        current_epoch = parse_epoch(epoch, epoch_reply)
+        for (key, entries), info in zip(streams.items(), infos, strict=True):
+            topic = self.topics.get(key)
+            if topic is None:
+                continue
+            stream = parse_snapshot(info, current_epoch)
+            read = [entry[0] for entry in entries]
+            if topic.epoch == current_epoch and continues(
+                topic.position, topic.added_at_position, read, stream
+            ):
+                topic.added_at_position = _added_at(read[-1], len(read), topic.added_at_position, stream)
+                await topic.deliver(entries)
+            else:
+                await self._lose(topic, stream)
+
+    async def _recheck(self, connection: Connection) -> None:
+        self.recheck_wanted = False
+        topics = list(self.topics.values())
+        if not topics:
+            return
+        epoch = epoch_command()
+        commands: list[Command] = [epoch]
+        for topic in topics:
+            position = bytes(topic.position.read_after)
+            commands += [snapshot_command(topic.key), ("XRANGE", topic.key, position, position)]
+        *_queued, replies = await self._call(connection, ("MULTI",), *commands, ("EXEC",))
+        if isinstance(replies, hiredis.ReplyError):
+            raise RedisUnavailable(f"Redis answered: {replies}")
+        raise_if_unavailable(replies)
+        current_epoch = parse_epoch(epoch, replies[0])
+        for topic, info, found in zip(topics, replies[1::2], replies[2::2], strict=True):
+            if self.topics.get(topic.key) is not topic:
+                continue
+            try:
+                stream = parse_snapshot(info, current_epoch)
+                present = bool(parse_entries(found))
+            except RedisRefused as error:
+                self._tails.unwatch(topic)
+                await topic.refuse(error)
+                continue
+            decision = decide(topic.position, stream, entry_present=present)
+            if isinstance(decision, Reload):
+                await self._lose(topic, stream)
+            elif isinstance(decision, Live):
+                topic.added_at_position = stream.entries_added
+
+    async def _call(self, connection: Connection, *commands: Command, blocked_s: float = 0.0) -> list[Any]:
+        try:
+            with trio.fail_after(blocked_s + self._tails.timeout_s):
+                return await connection.call(*commands)
+        except trio.TooSlowError:
+            raise RedisUnavailable(f"Redis at {self._tails.address} did not answer in time") from None
+
+    async def _lose(self, topic: Tailed, stream: Snapshot) -> None:
+        self._tails.gaps += 1
+        only_trimmed = (
+            topic.epoch == stream.epoch and stream.first is not None and stream.first > topic.position
+        )
+        topic.added_at_position = stream.entries_added
+        await topic.lose(stream, forced=not only_trimmed)
+
+
+def _added_at(position: StreamId, read: int, added_before: int | None, stream: Snapshot) -> int | None:
+    """entries-added when the stream stood at `position`, after a read that is known to be complete."""
+    if stream.last_generated == position:
+        return stream.entries_added
+    return added_before + read if added_before is not None else None

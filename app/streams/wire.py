@@ -1,0 +1,117 @@
+"""How bytes reach one client: two small implementations of one protocol.
+
+`DirectWire` writes pre-framed chunks to the client's socket, past the HTTP server, which has put the connection
+into chunked transfer coding and writes nothing itself while the stream lasts. `AsgiWire` hands everything to
+ASGI `send` and serves whatever has no such socket (TLS, HTTP/2, HTTP/1.0, another server).
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import trio
+
+from app.streams.sse import chunk
+
+# SO_LINGER with 0 s: close() drops what the kernel still holds and sends RST. A client that does not read
+# would otherwise keep its send buffer alive long after we let go of it.
+_ABORT = struct.pack("ii", 1, 0)
+
+
+class ClientGone(Exception):
+    """The client closed, or the connection broke; nobody's fault."""
+
+
+class ClientStuck(Exception):
+    """The client took no byte for the set time."""
+
+
+class Wire(Protocol):
+    """`fileno` is None where events cannot be written without waiting."""
+
+    fileno: Callable[[], int] | None
+
+    async def write(self, data: bytes, rest: memoryview | None = None) -> None:
+        """Send `rest` (bytes of a chunk that was begun) and then `data` (SSE blocks, may be empty).
+
+        Raises ClientGone or ClientStuck. If cancelled, the stream may stand inside a chunk: nothing may be
+        written any more.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection now, with everything that was not sent."""
+        ...
+
+
+class DirectWire:
+    __slots__ = ("_stream", "_stuck_timeout_s", "fileno")
+
+    def __init__(self, stream: trio.SocketStream, stuck_timeout_s: float) -> None:
+        self._stream = stream
+        self._stuck_timeout_s = stuck_timeout_s
+        # Asked at every write: -1 once closed. A kept number could by then be somebody else's socket.
+        self.fileno: Callable[[], int] | None = stream.socket.fileno
+
+    async def write(self, data: bytes, rest: memoryview | None = None) -> None:
+        if rest is not None:
+            await self._write_all(rest)
+        if data:
+            await self._write_all(memoryview(chunk(data)))
+
+    async def _write_all(self, remaining: memoryview) -> None:
+        sock = self._stream.socket
+        while remaining:
+            try:
+                sent = os.write(sock.fileno(), remaining)
+            except BlockingIOError:
+                await self._wait_writable(sock)
+            except OSError as error:
+                raise ClientGone(os.strerror(error.errno or errno.EPIPE)) from error
+            else:
+                remaining = remaining[sent:]
+
+    async def _wait_writable(self, sock: Any) -> None:
+        try:
+            with trio.fail_after(self._stuck_timeout_s):
+                await trio.lowlevel.wait_writable(sock)
+        except trio.TooSlowError:
+            raise ClientStuck(f"no byte taken for {self._stuck_timeout_s:g} s") from None
+        except (trio.ClosedResourceError, OSError, ValueError) as error:
+            raise ClientGone("closed") from error
+
+    def abort(self) -> None:
+        sock = self._stream.socket
+        if sock.fileno() != -1:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        self._stream.socket.close()
+
+
+class AsgiWire:
+    __slots__ = ("_abort", "_send", "_stuck_timeout_s", "fileno")
+
+    def __init__(
+        self,
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+        abort: Callable[[], None],
+        stuck_timeout_s: float,
+    ) -> None:
+        self._send = send
+        self._abort = abort
+        self._stuck_timeout_s = stuck_timeout_s
+        self.fileno: Callable[[], int] | None = None
+
+    async def write(self, data: bytes, rest: memoryview | None = None) -> None:
+        if not data:
+            return
+        try:
+            with trio.fail_after(self._stuck_timeout_s):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except trio.TooSlowError:
+            raise ClientStuck(f"nothing taken for {self._stuck_timeout_s:g} s") from None
+
+    def abort(self) -> None:
+        self._abort()

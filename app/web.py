@@ -1,0 +1,401 @@
+"""The routes. What a stream does is in app/streams; what may be published is in app/contracts.py."""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Final, Literal
+
+import structlog
+from pydantic import BaseModel, Field
+from quart import Response, request
+from quart.typing import ResponseReturnValue
+from quart_schema import (
+    Info,
+    QuartSchema,
+    document_querystring,
+    document_request,
+    document_response,
+    hide,
+    security_scheme,
+    tag,
+)
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from app.contracts import ContractViolation
+from app.publish import InvalidTopicId, publish_topic_event, stream_key
+from app.redis_connection import RedisRefused, RedisUnavailable
+from app.services import Services
+from app.serving import Begin, EventStream, StreamConnection
+from app.settings import Settings
+from app.streams import sse
+from app.streams.hub import HubFull
+from app.streams.reading import read_newest
+from app.streams.subscriber import Subscriber
+
+STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    # no-transform: proxies that compress also buffer.
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+# When the server is full, a browser's EventSource must not get an error status: it would give up for good.
+FULL_RETRY_MS: Final = 30_000
+PREFLIGHT_MAX_AGE_S: Final = 86_400
+# Around the event: field names, whitespace, escapes.
+BODY_OVERHEAD: Final = 4
+
+_log = structlog.get_logger("stalecast.web")
+
+
+class StreamQuery(BaseModel):
+    lastEventId: str | None = Field(  # noqa: N815 the name is the wire's
+        None, description="Where to resume, for a page's first connect. The header Last-Event-ID wins."
+    )
+    catchup: Literal["all", "compact"] = Field(
+        "all", description="`compact` replays only the newest event of each (event, id)."
+    )
+
+
+class Cursor(BaseModel):
+    topic: str
+    cursor: str = Field(
+        description="The position now: read your data after asking for it, then connect from it."
+    )
+
+
+class EventToPublish(BaseModel):
+    event: str = Field(description="A registered event type.", examples=["argument_updated"])
+    data: dict[str, Any] = Field(
+        description="Exactly `id` and `reason`.", examples=[{"id": "42", "reason": "edited"}]
+    )
+
+
+class Published(BaseModel):
+    id: str = Field(description="The stream id of the event.")
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Readiness(BaseModel):
+    ready: bool
+    reason: str | None = Field(description="What stands in the way.")
+    clients: int
+    topics: int
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+@dataclass
+class HttpError(Exception):
+    """Answered as problem+json."""
+
+    status: HTTPStatus
+    detail: str
+    headers: dict[str, str] | None = None
+
+
+def create_app(settings: Settings) -> QuartTrio:
+    """The ASGI application. Raises InvalidRedisUrl, InvalidEventType, or ValueError without a Redis."""
+    services = Services(settings)
+    app = QuartTrio("app", static_folder=None)
+    app.asgi_http_class = StreamConnection
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_event_bytes * BODY_OVERHEAD
+    app.extensions["stalecast"] = services
+    QuartSchema(
+        app,
+        info=Info("Stalecast", version("stalecast"), description="Resumable invalidation streams."),
+        swagger_ui_path=None,
+        redoc_ui_path=None,
+        scalar_ui_path=None,
+        security_schemes={"publishToken": {"type": "http", "scheme": "bearer"}},
+    )
+    _add_lifespan(app, services)
+    _add_stream_routes(app, services)
+    _add_publish_route(app, services)
+    _add_health_routes(app, services)
+    _add_pages(app, services)
+    _add_errors(app)
+    _add_cors(app, settings)
+    return app
+
+
+def _add_lifespan(app: QuartTrio, services: Services) -> None:
+    @app.before_serving
+    async def start() -> None:
+        await app.nursery.start(services.run)
+
+    @app.after_serving
+    async def stop() -> None:
+        services.stop()
+
+
+def _add_stream_routes(app: QuartTrio, services: Services) -> None:
+    hub = services.hub
+
+    @app.get("/v1/sse/<topic_id>")
+    @tag(["streams"])
+    @document_querystring(StreamQuery)
+    @document_response(Problem, 422)
+    async def stream(topic_id: str) -> Response:
+        """Follow a topic as Server-Sent Events.
+
+        Without Last-Event-ID the stream starts at the newest event. With it, exactly what was appended after it
+        follows, or `reload_required` if that cannot be proven complete. The first block sets the last event id.
+        """
+        stream_key(topic_id)  # an invalid topic id is refused before anything is promised
+        if request.method == "HEAD":
+            return Response(b"", headers=STREAM_HEADERS)
+        catchup = request.args.get("catchup", "all")
+        if catchup not in ("all", "compact"):
+            raise HttpError(
+                HTTPStatus.UNPROCESSABLE_ENTITY, f"catchup={catchup[:40]!r}: use `all` or `compact`"
+            )
+        # The browser repeats the page's query at every reconnect, with a newer id in the header.
+        cursor = request.headers.get("Last-Event-ID") or request.args.get("lastEventId")
+        user_agent = request.headers.get("User-Agent", "")
+
+        async def serve(begin: Begin, on_disconnect: Any) -> bool:
+            try:
+                subscriber = Subscriber(
+                    hub, topic_id, cursor, begin, "compact" if catchup == "compact" else "all"
+                )
+            except HubFull as error:
+                _log.warning("stream_refused", error=str(error))
+                await begin(sse.retry_block(FULL_RETRY_MS))
+                return True
+            on_disconnect(subscriber.disconnect)
+            _log.info("stream_opened", topic=topic_id, cursor=cursor, user_agent=user_agent)
+            return await subscriber.run()
+
+        return EventStream(serve, STREAM_HEADERS)
+
+    @app.get("/v1/topics/<topic_id>/cursor")
+    @tag(["streams"])
+    @document_response(Cursor)
+    @document_response(Problem, 422)
+    async def cursor(topic_id: str) -> ResponseReturnValue:
+        """The position now.
+
+        Ask for it, read your data, then connect with `lastEventId`: nothing falls between.
+        """
+        page = await read_newest(services.client, stream_key(topic_id), 0)
+        answer = Cursor(topic=topic_id, cursor=str(page.stream.position))
+        return answer.model_dump(), 200, {"Cache-Control": "no-store"}
+
+
+def _add_publish_route(app: QuartTrio, services: Services) -> None:
+    settings = services.settings
+
+    @app.post("/v1/topics/<topic_id>/events")
+    @tag(["publishing"])
+    @security_scheme([{"publishToken": []}])
+    @document_request(EventToPublish)
+    @document_response(Published, 201)
+    @document_response(Problem, 401)
+    @document_response(Problem, 422)
+    async def publish(topic_id: str) -> ResponseReturnValue:
+        """Append an event.
+
+        Answers with its stream id once Redis has it. After a 503 it may or may not have been appended;
+        appending an invalidation again is harmless.
+        """
+        stream_key(topic_id)
+        _authorize(settings)
+        body = _json_object(await request.get_data())
+        unknown = set(body) - {"event", "data"}
+        if unknown:
+            raise HttpError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"unknown field {sorted(unknown)[0]!r}: send `event` and `data`",
+            )
+        if not isinstance(body.get("event"), str) or not isinstance(body.get("data"), dict):
+            raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, "`event` must be a string and `data` an object")
+        event_id = await publish_topic_event(
+            services.client,
+            topic_id,
+            body["event"],
+            body["data"],
+            registry=services.registry,
+            maxlen=settings.stream_maxlen,
+            max_event_bytes=settings.max_event_bytes,
+        )
+        return Published(id=event_id).model_dump(), 201
+
+
+def _authorize(settings: Settings) -> None:
+    if settings.publish_token is None:
+        raise HttpError(
+            HTTPStatus.FORBIDDEN,
+            "publishing over HTTP is off: set STALECAST_PUBLISH_TOKEN on the server to a secret of your choice "
+            "and send it as `Authorization: Bearer <secret>`",
+        )
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    expected = settings.publish_token.get_secret_value()
+    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
+        raise HttpError(
+            HTTPStatus.UNAUTHORIZED,
+            "send the server's STALECAST_PUBLISH_TOKEN as `Authorization: Bearer <secret>`",
+            {"WWW-Authenticate": 'Bearer realm="stalecast"'},
+        )
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        decoded: Any = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"the body is not JSON: {error}") from None
+    if not isinstance(decoded, dict):
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, "the body must be a JSON object")
+    return decoded  # pyright: ignore[reportUnknownVariableType]
+
+
+def _add_health_routes(app: QuartTrio, services: Services) -> None:
+    @app.get("/healthz")
+    @tag(["operation"])
+    @document_response(Health)
+    async def healthz() -> ResponseReturnValue:
+        """The process answers. Restart it if not."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    @tag(["operation"])
+    @document_response(Readiness)
+    @document_response(Readiness, 503)
+    async def readyz() -> ResponseReturnValue:
+        """Streams can be served: Redis is reachable, and the process is not draining."""
+        reason = await services.wait_ready()
+        statistics = services.hub.statistics()
+        readiness = Readiness(
+            ready=reason is None, reason=reason, clients=statistics.clients, topics=statistics.topics
+        )
+        return readiness.model_dump(), 200 if reason is None else 503, {"Cache-Control": "no-store"}
+
+
+def _add_pages(app: QuartTrio, services: Services) -> None:
+    settings = services.settings
+    docs = files("app.pages").joinpath("docs.html").read_text()
+
+    @app.get("/docs")
+    @hide
+    async def docs_page() -> Response:
+        return _page(docs)
+
+    if not settings.demo:
+        return
+    # The token goes to whoever can open the page, so only one that was drawn for this purpose does.
+    token = (
+        settings.publish_token.get_secret_value() if settings.publish_token and settings.demo_token else None
+    )
+    config = {"publishToken": token, "eventTypes": [kind.name for kind in services.registry]}
+    demo = files("app.pages").joinpath("demo.html").read_text()
+    demo = demo.replace("__STALECAST_DEMO__", json.dumps(config).replace("<", "\\u003c"))
+
+    @app.get("/")
+    @hide
+    async def demo_page() -> Response:
+        return _page(demo)
+
+
+def _page(html: str) -> Response:
+    return Response(
+        html,
+        mimetype="text/html",
+        headers={
+            "Content-Security-Policy": _content_security_policy(html),
+            "Cache-Control": "no-cache",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+def _content_security_policy(html: str) -> str:
+    """Nothing but the page's own inline blocks, by their hashes, and requests to this server."""
+
+    def hashes(tag: str) -> str:
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"frame-ancestors 'none'; script-src {hashes('script')}; style-src {hashes('style')}"
+    )
+
+
+def _add_errors(app: QuartTrio) -> None:
+    @app.errorhandler(HTTPException)
+    async def of_http(error: HTTPException) -> Response:
+        if error.response is not None or error.code is None:
+            return error.get_response()  # type: ignore[return-value]  # a redirect
+        return _problem(HTTPStatus(error.code), error.description or "")
+
+    @app.errorhandler(HttpError)
+    async def of_ours(error: HttpError) -> Response:
+        return _problem(error.status, error.detail, error.headers)
+
+    @app.errorhandler(InvalidTopicId)
+    async def of_topic(error: InvalidTopicId) -> Response:
+        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+
+    @app.errorhandler(ContractViolation)
+    async def of_contract(error: ContractViolation) -> Response:
+        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+
+    @app.errorhandler(RedisUnavailable)
+    async def of_redis(error: RedisUnavailable) -> Response:
+        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": "1"})
+
+    @app.errorhandler(RedisRefused)
+    async def of_refusal(error: RedisRefused) -> Response:
+        _log.error("redis_refused", error=str(error))
+        return _problem(HTTPStatus.BAD_GATEWAY, str(error))
+
+
+def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = None) -> Response:
+    problem = Problem(title=status.phrase, status=status.value, detail=detail)
+    return Response(
+        problem.model_dump_json(),
+        status.value,
+        {**(headers or {}), "Content-Type": "application/problem+json"},
+    )
+
+
+def _add_cors(app: QuartTrio, settings: Settings) -> None:
+    origins = settings.cors_origins
+    any_origin = "*" in origins
+
+    @app.after_request
+    async def allow(response: Response) -> Response:
+        headers = response.headers
+        if any_origin:
+            headers["Access-Control-Allow-Origin"] = "*"
+        else:
+            headers.add("Vary", "Origin")
+            origin = request.headers.get("Origin")
+            if origin not in origins:
+                return response
+            headers["Access-Control-Allow-Origin"] = origin
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
+            headers["Access-Control-Allow-Headers"] = (
+                "Authorization, Cache-Control, Content-Type, Last-Event-ID"
+            )
+            headers["Access-Control-Max-Age"] = str(PREFLIGHT_MAX_AGE_S)
+        return response
