@@ -5,20 +5,33 @@ import os
 import secrets
 import socket
 import sys
-from typing import Annotated, Any
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Any, Final, NoReturn, Self, cast
 
 import structlog
 import trio
 import typer
 from pydantic import SecretStr, ValidationError
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.retry import Retry
 
-from app.contracts import InvalidEventType, load_registry
-from app.embedded import EmbeddedStoreError, embedded_store
+from app import client
+from app.contracts import ContractViolation, InvalidEventType, load_registry
+from app.doctor import DOCTOR_TOPIC, Fail, Finding, Notice, Outcome, Pass, Subject, Warn, examine
+from app.embedded import EmbeddedStoreError, embedded_store, recorded_url
 from app.logging import configure_logging
 from app.process import Supervisor, inherited_listener, run_worker, worker_argv
-from app.redis_connection import InvalidRedisUrl
+from app.publish import InvalidTopicId, publish_topic_event_sync
+from app.redis_connection import Address, InvalidRedisUrl
 from app.serving import create_listener
 from app.settings import Settings
+from app.streams.ids import InvalidStreamId, StreamId
 
 cli = typer.Typer(
     name="stalecast",
@@ -28,20 +41,32 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+# 128 + SIGINT, as shells and other followers (`kubectl logs -f`) have it.
+INTERRUPTED_STATUS: Final = 130
+
 _log = structlog.get_logger("stalecast.cli")
 
 
 def main() -> None:
-    """Exit status 2: what was asked for cannot be done as configured."""
+    """Exit status 2: what was asked for cannot be done as configured. 1: it cannot be done now."""
     try:
         cli()
     except (InvalidRedisUrl, InvalidEventType, EmbeddedStoreError) as error:
         _fail(str(error))
+    except (InvalidTopicId, ContractViolation, client.InvalidRequest) as error:
+        _fail(str(error))
+    except (client.ServerNotTrusted, client.NotAnEventStream) as error:
+        _fail(str(error))
+    except client.ServerRefused as error:
+        _fail(str(error), 1 if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else 2)
+    except client.ServerUnreachable as error:
+        _fail(str(error), 1)
 
 
-def _fail(text: str) -> None:
+def _fail(text: str, status: int = 2) -> NoReturn:
     typer.secho(f"stalecast: {text}", err=True, fg="red")
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _settings(**overrides: Any) -> Settings:
@@ -111,6 +136,191 @@ def worker() -> None:
         _fail("`worker` is started by `stalecast serve`")
         return
     sys.exit(trio.run(run_worker, settings, listener))
+
+
+@cli.command()
+def publish(
+    topic: Annotated[str, typer.Argument(help="The topic's id.")],
+    reason: Annotated[str, typer.Option(help="Why, as a short word.")],
+    event: Annotated[str, typer.Option(help="A registered event type.")] = "argument_updated",
+    resource_id: Annotated[
+        str | None, typer.Option("--id", help="What went stale, as a string; none for reload_required.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help=f"Publish through this server, not into Redis (last resort: {DEFAULT_URL})."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="STALECAST_PUBLISH_TOKEN", help="The server's publish token.")
+    ] = None,
+) -> None:
+    """Append an event and print its stream id.
+
+    Straight into Redis if REDIS_URL is set, or if a server with an embedded
+    store runs in this directory; otherwise, or with --url, through a server.
+    """
+    data = {"reason": reason} if resource_id is None else {"id": resource_id, "reason": reason}
+    settings = _settings()
+    if url is None and (redis_url := settings.redis_url or _running_store(settings)) is not None:
+        typer.echo(_publish_into_redis(redis_url, settings, topic, event, data))
+    else:
+        typer.echo(client.publish(url or DEFAULT_URL, topic, event, data, token))
+
+
+def _publish_into_redis(url: str, settings: Settings, topic: str, event: str, data: dict[str, Any]) -> str:
+    registry = load_registry(settings.events_module)
+    where = Address.from_url(url)
+    try:
+        with _redis_client(url, settings) as connection:
+            return publish_topic_event_sync(
+                connection,
+                topic,
+                event,
+                data,
+                registry=registry,
+                maxlen=settings.stream_maxlen,
+                max_event_bytes=settings.max_event_bytes,
+            )
+    except (AuthenticationError, NoPermissionError) as error:
+        _fail(f"Redis at {where} does not let this user publish: {error}")
+    except RedisError as error:
+        _fail(f"Redis at {where}: {error}", 1)
+
+
+def _running_store(settings: Settings) -> str | None:
+    """The embedded store of a server in this directory; None if what is recorded there was left behind."""
+    url = recorded_url()
+    if url is None:
+        return None
+    try:
+        with _redis_client(url, settings) as connection:
+            connection.ping()  # pyright: ignore[reportUnknownMemberType] redis-py leaves its **kwargs untyped
+    except (RedisError, ValueError):
+        return None
+    return url
+
+
+def _redis_client(url: str, settings: Settings) -> Redis:
+    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType] redis-py leaves its **kwargs untyped
+        url,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        # Who asked sees the error, and may ask again.
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+@cli.command()
+def tail(
+    topic: Annotated[str, typer.Argument(help="The topic's id.")],
+    last_event_id: Annotated[str | None, typer.Option(help="Resume after this stream id.")] = None,
+    url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Follow a topic on a running server, and reconnect as a browser does.
+
+    The latency is the time here minus the time in the stream id, which is
+    Redis's: the two clocks must agree. Of a replayed event it is the age.
+    """
+    show = _as_json if as_json else _as_columns
+    try:
+        for item in client.follow(client.stream_url(url, topic), last_event_id):
+            match item:
+                case client.Connected(resumed_after):
+                    typer.echo(f"connected{f', after {resumed_after}' if resumed_after else ''}", err=True)
+                case client.Received():
+                    typer.echo(show(_Shown.of(item, time.time())))
+                case client.Disconnected(why, retry_in_s):
+                    typer.echo(f"disconnected: {why}; again in {retry_in_s:.1f} s", err=True)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_STATUS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What `tail` shows of an event. `envelope` is empty where the data is none."""
+
+    time_s: float
+    stream_id: str
+    envelope: dict[str, Any]
+    data: str
+    latency_ms: int | None
+
+    @classmethod
+    def of(cls, received: client.Received, now_s: float) -> Self:
+        envelope = client.json_object(received.data.encode())
+        latency_ms = None
+        # The id of a reload_required is where to resume, which may be long ago.
+        if envelope.get("event") != "reload_required":
+            with suppress(InvalidStreamId):
+                latency_ms = round(now_s * 1000) - StreamId.parse(received.last_event_id).ms
+        return cls(now_s, received.last_event_id, envelope, received.data, latency_ms)
+
+    @property
+    def inner(self) -> dict[str, Any]:
+        data = self.envelope.get("data")
+        return cast(dict[str, Any], data) if isinstance(data, dict) else {}
+
+
+def _as_json(shown: _Shown) -> str:
+    return json.dumps(
+        {
+            "time": datetime.fromtimestamp(shown.time_s).astimezone().isoformat(timespec="milliseconds"),
+            "stream_id": shown.stream_id,
+            "event": shown.envelope.get("event"),
+            "id": shown.inner.get("id"),
+            "reason": shown.inner.get("reason"),
+            "latency_ms": shown.latency_ms,
+        }
+    )
+
+
+def _as_columns(shown: _Shown) -> str:
+    clock = datetime.fromtimestamp(shown.time_s).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    latency = "" if shown.latency_ms is None else f"{shown.latency_ms} ms"
+    columns = [clock, f"{client.one_line(shown.stream_id):<17}"]
+    if shown.envelope:
+        columns.append(client.one_line(str(shown.envelope.get("event"))))
+        columns += [f"{name}={client.one_line(str(shown.inner[name]))}" for name in shown.inner]
+    else:
+        columns.append(client.one_line(shown.data))
+    return "  ".join([*columns, latency]).rstrip()
+
+
+@cli.command()
+def doctor(
+    url: Annotated[str, typer.Argument(help="The deployed server, as browsers reach it.")],
+    topic: Annotated[str, typer.Option(help="The topic to open.")] = DOCTOR_TOPIC,
+    origin: Annotated[
+        str | None,
+        typer.Option(help="Also check that pages of this origin may read, e.g. https://app.example"),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help=f"Also publish one event to {DOCTOR_TOPIC} and see it arrive.")
+    ] = None,
+    idle_s: Annotated[float, typer.Option(min=0, help="How long to watch an idle stream.")] = 35.0,
+) -> None:
+    """Say what stands between browsers and a deployed server. Exit status 1 if any check fails."""
+    failed = False
+    for item in examine(Subject(url, topic, origin and origin.rstrip("/"), token, idle_s)):
+        match item:
+            case Notice(text):
+                typer.echo(text, err=True)
+            case Finding(check, outcome):
+                typer.echo(_verdict(check, outcome))
+                failed = failed or isinstance(outcome, Fail)
+    sys.exit(1 if failed else 0)
+
+
+def _verdict(check: str, outcome: Outcome) -> str:
+    match outcome:
+        case Pass(text):
+            verdict = typer.style("PASS", fg="green")
+        case Warn(found, remedy):
+            verdict, text = typer.style("WARN", fg="yellow"), f"{found}; {remedy}"
+        case Fail(found, remedy):
+            verdict, text = typer.style("FAIL", fg="red"), f"{found}; {remedy}"
+    return f"{verdict}  {check:<13}  {text}"
 
 
 @cli.command()

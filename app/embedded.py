@@ -4,20 +4,18 @@ It listens on a unix socket only. Its data lies in `.stalecast/` of the working 
 restart of the server; the file `redis-url` there tells `stalecast publish` in the same directory where to go.
 """
 
-import os
 import shutil
-import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import trio
 
-from app.process import die_with_parent
+from app.children import end, spawn
 from app.redis_connection import Address, RedisRefused, RedisUnavailable, connect
 
 DATA_FOLDER: Final = Path(".stalecast")
@@ -81,29 +79,20 @@ async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncIterator[str]:
         "--dir", str(folder.resolve()), "--appendonly", "yes", "--save", "", "--loglevel", "warning",
     ]  # fmt: skip
     try:
-        process = await trio.lowlevel.open_process(argv, preexec_fn=partial(_prepare_child, os.getpid()))
+        process = spawn(argv)
         try:
             await _wait_answers(url, process)
             (folder / URL_FILE).write_text(url + "\n")
             _log.info("embedded_store_started", server=argv[0], data=str(folder.resolve()), url=url)
             yield url
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIMEOUT_S):
-                process.terminate()
-                await process.wait()
-            process.kill()
+            await end(process, within_s=STOP_TIMEOUT_S)
             (folder / URL_FILE).unlink(missing_ok=True)
     finally:
         shutil.rmtree(runtime, ignore_errors=True)
 
 
-def _prepare_child(parent_pid: int) -> None:
-    die_with_parent(parent_pid)
-    # Ctrl-C reaches the whole foreground group: the store must outlive the drain.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-async def _wait_answers(url: str, process: Any) -> None:
+async def _wait_answers(url: str, process: subprocess.Popen[bytes]) -> None:
     with trio.move_on_after(START_TIMEOUT_S):
         while process.poll() is None:
             if await _answers(url):

@@ -21,6 +21,7 @@ from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_ur
 Command = Sequence[str | bytes | int]
 
 RECEIVE_BYTES: Final = 1 << 16
+NOT_YET: Final = object()
 # The first words of error replies that say "not now" rather than "never".
 _PASSING_ERRORS: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNBLOCKED", "READONLY")
 
@@ -102,7 +103,7 @@ class Connection:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
+        self._reader = hiredis.Reader(notEnoughData=NOT_YET)
         self.client_id = 0
 
     async def call(self, *commands: Command) -> list[Any]:
@@ -110,7 +111,11 @@ class Connection:
         `hiredis.ReplyError` values. Raises RedisUnavailable; then, and when cancelled, it is closed."""
         try:
             await self.send(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))
-            return [await self.receive() for _ in commands]
+            replies: list[Any] = []
+            for _ in commands:
+                reply = self.receive_nowait()
+                replies.append(await self.receive() if reply is NOT_YET else reply)
+            return replies
         except BaseException:
             await trio.aclose_forcefully(self._stream)
             raise
@@ -122,8 +127,8 @@ class Connection:
             raise RedisUnavailable(f"the connection to Redis broke: {error}") from error
 
     async def receive(self) -> Any:
-        """The next reply; what Redis pushes out of band is passed over."""
-        while (reply := self.receive_nowait()) is _NOT_YET:
+        """Wait for the next reply, after `receive_nowait` has found none."""
+        while True:
             try:
                 received = await self._stream.receive_some(RECEIVE_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
@@ -131,10 +136,12 @@ class Connection:
             if not received:
                 raise RedisUnavailable("Redis closed the connection")
             self._reader.feed(received)
-        return reply
+            if (reply := self.receive_nowait()) is not NOT_YET:
+                return reply
 
     def receive_nowait(self) -> Any:
-        """A reply that has already arrived, or the marker `NOT_YET`."""
+        """A reply that has already arrived, or the marker `NOT_YET`; what Redis pushes out of band is passed
+        over."""
         try:
             while isinstance(reply := self._reader.gets(), hiredis.PushNotification):
                 pass
@@ -152,10 +159,6 @@ class Connection:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-_NOT_YET: Final = object()
-NOT_YET: Final = _NOT_YET
 
 
 async def connect(address: Address, *, name: str, timeout_s: float) -> Connection:

@@ -12,6 +12,8 @@ from app.streams.tail import Tails
 
 # A readiness probe is asked every few seconds and must not queue up behind a Redis that hangs.
 READINESS_TIMEOUT_S = 1.0
+# The share of the drain time after which clients that took nothing are cut, so that the process ends within it.
+ABORT_AFTER = 0.9
 
 _log = structlog.get_logger("stalecast.services")
 
@@ -63,7 +65,10 @@ class Services:
 
     async def _drain_when_terminated(self, context: Context) -> None:
         await context.wait_terminated()
+        end_at_s = trio.current_time() + ABORT_AFTER * self.settings.drain_s
         await self.hub.drain(self.settings.drain_s)
+        await trio.sleep_until(end_at_s)
+        context.abort_connections()
 
     async def wait_ready(self) -> str | None:
         """None when streams can be served, or what stands in the way."""

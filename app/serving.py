@@ -115,14 +115,19 @@ class Context(WorkerContext):
 
     def __init__(self, max_requests: int | None) -> None:
         super().__init__(max_requests)
-        self.idle_connections: set[ConnectionHandler] = set()
+        self.connections: set[ConnectionHandler] = set()
         Context.current = self
 
     async def wait_terminated(self) -> None:
         """Hypercorn has stopped accepting. Connections that wait for a next request are closed."""
         await self.terminated.wait()
-        for handler in list(self.idle_connections):
-            handler.close_idle()
+        for handler in list(self.connections):
+            handler.close_if_idle()
+
+    def abort_connections(self) -> None:
+        """Whoever is still connected when the time to drain is over takes no bytes."""
+        for handler in list(self.connections):
+            handler.abort()
 
 
 class ConnectionHandler(hypercorn.trio.run.TCPServer):
@@ -154,7 +159,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         self._reading = trio.CancelScope(
             deadline=trio.current_time() + HandlerSettings.request_head_timeout_s
         )
-        self._idle_set: set[ConnectionHandler] = getattr(context, "idle_connections", set())
+        self._connections: set[ConnectionHandler] = getattr(context, "connections", set())
 
     def __await__(self) -> Generator[Any, Any, None]:
         return self.run().__await__()
@@ -165,7 +170,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError):
             await trio.aclose_forcefully(self.stream)
             return
-        self._idle_set.add(self)
+        self._connections.add(self)
         try:
             client = parse_socket_addr(transport.family, transport.getpeername())
             server = parse_socket_addr(transport.family, transport.getsockname())
@@ -192,7 +197,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         except OSError:
             pass  # the peer broke the connection while it was being set up
         finally:
-            self._idle_set.discard(self)
+            self._connections.discard(self)
             await self._close()
 
     async def _shake_hands(self) -> tuple[str, Any, bool]:
@@ -225,10 +230,8 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             await self.protocol.handle(Closed())
         elif isinstance(event, Updated):
             if event.idle:
-                self._idle_set.add(self)
                 self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout
             else:
-                self._idle_set.discard(self)
                 self._reading.deadline = math.inf
 
     async def _send_bounded(self, data: bytes) -> None:
@@ -261,8 +264,9 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         if held:
             await self._send_bounded(held)
 
-    def close_idle(self) -> None:
-        self._reading.cancel()
+    def close_if_idle(self) -> None:
+        if self._reading.deadline != math.inf:
+            self._reading.cancel()
 
     def abort(self) -> None:
         transport = (

@@ -7,7 +7,6 @@ import json
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any, Final, Literal
 
@@ -28,6 +27,7 @@ from quart_schema import (
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
+from app import __version__
 from app.contracts import ContractViolation
 from app.publish import InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
@@ -119,7 +119,7 @@ def create_app(settings: Settings) -> QuartTrio:
     app.extensions["stalecast"] = services
     QuartSchema(
         app,
-        info=Info("Stalecast", version("stalecast"), description="Resumable invalidation streams."),
+        info=Info("Stalecast", __version__, description="Resumable invalidation streams."),
         swagger_ui_path=None,
         redoc_ui_path=None,
         scalar_ui_path=None,

@@ -35,6 +35,8 @@ WRITES_BETWEEN_YIELDS: Final = 256
 WINDOWS_LIMIT_BYTES: Final = 256 << 20
 # Replays that read Redis at the same time: bounds their memory (each holds one page) and Redis's work.
 REPLAYS_AT_ONCE: Final = 64
+# Of the drain time; the rest is for the last ones to take their goodbye.
+DRAIN_SLOTS_SHARE: Final = 0.7
 # The heartbeat task looks at everyone this often in one interval, so a silent stream waits at most 1/15 longer.
 LOOKS_PER_INTERVAL: Final = 15
 
@@ -376,13 +378,13 @@ class Hub:
     # -- draining
 
     async def drain(self, drain_s: float) -> None:
-        """Send every client away in its own slot, done within about four fifths of `drain_s`; new ones are
+        """Send every client away in its own slot, within a share of `drain_s`; new ones are
         sent away at once. Returns when the last was told, not when the last is gone."""
         self.draining = True
         subscribers = [
             subscriber for topic in self._topics.values() for subscriber in [*topic.live, *topic.waiting]
         ]
-        rate = max(self.settings.drain_rate_clients_per_s, len(subscribers) / (0.8 * drain_s))
+        rate = max(self.settings.drain_rate_clients_per_s, len(subscribers) / (DRAIN_SLOTS_SHARE * drain_s))
         started_s = trio.current_time()
         _log.info("drain_started", clients=len(subscribers), over_s=round(len(subscribers) / rate, 1))
         for index, subscriber in enumerate(subscribers):

@@ -90,10 +90,10 @@ def parse_snapshot(info: Any, epoch: int | None) -> Snapshot:
     return Snapshot(
         epoch=epoch,
         length=int(fields[b"length"]),
-        first=StreamId.parse(first[0]) if first else None,
-        last_generated=StreamId.parse(fields[b"last-generated-id"]),
+        first=StreamId.from_redis(first[0]) if first else None,
+        last_generated=StreamId.from_redis(fields[b"last-generated-id"]),
         entries_added=int(added) if added is not None else None,
-        max_deleted=StreamId.parse(deleted) if deleted is not None else None,
+        max_deleted=StreamId.from_redis(deleted) if deleted is not None else None,
     )
 
 
@@ -102,7 +102,7 @@ def parse_entries(found: Any) -> list[Entry]:
     if isinstance(found, hiredis.ReplyError):
         raise RedisRefused(f"Redis answered: {found}")
     # An entry deleted while it was read has no fields: nothing to send, and the snapshot tells of the deletion.
-    return [(StreamId.parse(entry[0]), entry[1] or ()) for entry in found or ()]
+    return [(StreamId.from_redis(entry[0]), entry[1] or ()) for entry in found or ()]
 
 
 def parse_streams(reply: Any) -> dict[str, list[Entry]]:

@@ -8,6 +8,7 @@ A change of the set of topics must reach a read that is already blocked: it is e
 shared connection, gathered over a few milliseconds. It is never cancelled, since that would cost a connection.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -43,6 +44,10 @@ BLOCK_MS: Final = 5000
 # Without CLIENT ID and CLIENT UNBLOCK (an ACL may forbid them) a change waits for the read to end by itself.
 BLOCK_WITHOUT_WAKING_MS: Final = 50
 WAKE_GATHER_S: Final = 0.002
+# The proof is asked for in the same write as the read, for this many of a group's topics: those that had events
+# last. Redis answers it right behind the read, so an event of theirs costs no second round trip (which is
+# half of the time to a single subscriber); about 3 us of Redis time each.
+PROBED_TOPICS: Final = 4
 
 _log = structlog.get_logger("stalecast.tail")
 
@@ -184,25 +189,22 @@ class Group:
         self.reading = False
         self.stale = False  # the read under way does not name the current topics
         self.recheck_wanted = False
+        self._recent: list[str] = []  # topics that had events last, newest first
         self._tails = tails
+        self._deadline = trio.CancelScope()
 
     async def run(self) -> None:
         backoff = Backoff()
         tails = self._tails
         while self.topics:
+            # One scope for all calls, its deadline moved by each: leaving a scope of its own would be on the
+            # way of every event.
+            self._deadline = trio.CancelScope()
             try:
-                async with await connect(
-                    tails.address, name="stalecast-tail", timeout_s=tails.timeout_s
-                ) as connection:
-                    self.client_id = connection.client_id
-                    # Whatever happened while nobody read: the same rule as for a client that comes back.
-                    await self._recheck(connection)
-                    self.connected = True
-                    backoff.reset()
-                    while self.topics:
-                        if self.recheck_wanted:
-                            await self._recheck(connection)
-                        await self._read_once(connection)
+                with self._deadline:
+                    await self._read(backoff)
+                if self._deadline.cancelled_caught:
+                    raise RedisUnavailable(f"Redis at {tails.address} did not answer in time")  # noqa: TRY301 one way out
             except (RedisUnavailable, RedisRefused) as error:
                 tails.reconnects += 1
                 delay_s = backoff.next_s()
@@ -217,22 +219,36 @@ class Group:
             finally:
                 self.connected = self.reading = False
 
+    async def _read(self, backoff: Backoff) -> None:
+        tails = self._tails
+        async with await connect(
+            tails.address, name="stalecast-tail", timeout_s=tails.timeout_s
+        ) as connection:
+            self.client_id = connection.client_id
+            # Whatever happened while nobody read: the same rule as for a client that comes back.
+            await self._recheck(connection)
+            self.connected = True
+            backoff.reset()
+            while self.topics:
+                if self.recheck_wanted:
+                    await self._recheck(connection)
+                await self._read_once(connection)
+
     async def _read_once(self, connection: Connection) -> None:
         topics = list(self.topics.values())
         block_ms = BLOCK_MS if self.client_id else BLOCK_WITHOUT_WAKING_MS
-        command: list[str | bytes | int] = [
-            "XREAD",
-            "COUNT",
-            self._tails.read_limit_events,
-            "BLOCK",
-            block_ms,
-            "STREAMS",
-        ]
-        command += [topic.key for topic in topics]
-        command += [bytes(topic.position.read_after) for topic in topics]
+        read: list[str | bytes | int] = ["XREAD", "COUNT", self._tails.read_limit_events]
+        read += ["BLOCK", block_ms, "STREAMS"]
+        read += [topic.key for topic in topics]
+        read += [bytes(topic.position.read_after) for topic in topics]
+        probed = self._likely_next(topics)
+        epoch = epoch_command()
+        probes = [snapshot_command(key) for key in probed]
         self.stale, self.reading = False, True
         try:
-            (reply,) = await self._call(connection, command, blocked_s=block_ms / 1000)
+            reply, epoch_reply, *infos = await self._call(
+                connection, read, epoch, *probes, blocked_s=block_ms / 1000
+            )
         finally:
             self.reading = False
         self._tails.reads += 1
@@ -241,25 +257,37 @@ class Group:
         except RedisRefused:
             await self._recheck(connection)  # finds the topic that Redis refuses, and lets it go
             return
-        if streams:
-            await self._hand_over(connection, streams)
+        if not streams:
+            return
+        proofs = dict(zip(probed, infos, strict=True))
+        if unproven := [key for key in streams if key not in proofs]:
+            epoch_reply, *infos = await self._call(connection, epoch, *map(snapshot_command, unproven))
+            proofs |= zip(unproven, infos, strict=True)
+        raise_if_unavailable(list(proofs.values()))
+        await self._hand_over(streams, proofs, parse_epoch(epoch, epoch_reply))
 
-    async def _hand_over(self, connection: Connection, streams: dict[str, list[Entry]]) -> None:
-        # The proof must be taken after the read, and before anybody hears of it: a client that had advanced
-        # past a gap and then lost its connection would never learn of it.
-        epoch = epoch_command()
-        epoch_reply, *infos = await self._call(connection, epoch, *(snapshot_command(key) for key in streams))
-        raise_if_unavailable(infos)
-        current_epoch = parse_epoch(epoch, epoch_reply)
-        for (key, entries), info in zip(streams.items(), infos, strict=True):
+    def _likely_next(self, topics: list[Tailed]) -> list[str]:
+        recent = [key for key in self._recent if key in self.topics]
+        for topic in topics:
+            if len(recent) >= PROBED_TOPICS:
+                break
+            if topic.key not in recent:
+                recent.append(topic.key)
+        return recent
+
+    async def _hand_over(
+        self, streams: dict[str, list[Entry]], proofs: dict[str, Any], epoch: int | None
+    ) -> None:
+        # Every proof was taken after its read, and is judged before anybody hears of what was read: a client
+        # that had advanced past a gap and then lost its connection would never learn of it.
+        self._recent = [*streams, *(key for key in self._recent if key not in streams)][:PROBED_TOPICS]
+        for key, entries in streams.items():
             topic = self.topics.get(key)
             if topic is None:
                 continue
-            stream = parse_snapshot(info, current_epoch)
+            stream = parse_snapshot(proofs[key], epoch)
             read = [entry[0] for entry in entries]
-            if topic.epoch == current_epoch and continues(
-                topic.position, topic.added_at_position, read, stream
-            ):
+            if topic.epoch == epoch and continues(topic.position, topic.added_at_position, read, stream):
                 topic.added_at_position = _added_at(read[-1], len(read), topic.added_at_position, stream)
                 await topic.deliver(entries)
             else:
@@ -297,11 +325,10 @@ class Group:
                 topic.added_at_position = stream.entries_added
 
     async def _call(self, connection: Connection, *commands: Command, blocked_s: float = 0.0) -> list[Any]:
-        try:
-            with trio.fail_after(blocked_s + self._tails.timeout_s):
-                return await connection.call(*commands)
-        except trio.TooSlowError:
-            raise RedisUnavailable(f"Redis at {self._tails.address} did not answer in time") from None
+        self._deadline.deadline = trio.current_time() + blocked_s + self._tails.timeout_s
+        replies = await connection.call(*commands)
+        self._deadline.deadline = math.inf
+        return replies
 
     async def _lose(self, topic: Tailed, stream: Snapshot) -> None:
         self._tails.gaps += 1

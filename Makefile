@@ -1,0 +1,52 @@
+# Everything here sets up what it needs: Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check lint types soak bench lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/.serve ## serve on http://127.0.0.1:8000 (PORT=...), with an embedded Valkey unless REDIS_URL is set
+	exec $(BIN)/python -m app serve --port $(PORT)
+
+test: $(VENV)/.dev lint types ## every check that needs nothing more than this machine has
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	@if command -v node >/dev/null; then $(BIN)/pyright --pythonpath $(BIN)/python; else echo "types: skipped, pyright needs node"; fi
+
+soak: $(VENV)/.dev ## the delivery checker for long: ROUNDS=2000
+	$(BIN)/python -m tests.delivery --rounds $(or $(ROUNDS),2000)
+
+bench: $(VENV)/.dev ## delivery latency against a real Redis (about ten minutes, best on an idle machine)
+	for name in fanout burst connect idle topics stuck drain; do $(BIN)/python -m bench $$name || exit 1; done
+
+lock: $(VENV)/.dev ## compile the requirements files anew from pyproject.toml
+	for set in ":" "-embedded:--extra embedded" "-dev:--extra embedded --group dev"; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-annotate --custom-compile-command "make lock" $${set#*:} pyproject.toml -o requirements$${set%%:*}.txt || exit 1; \
+	done
+
+clean: ## remove what was set up
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stalecast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(BIN)/python requirements-embedded.txt
+	$(PIP) install --require-hashes -r requirements-embedded.txt
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python requirements-dev.txt
+	$(PIP) install --require-hashes -r requirements-dev.txt
+	touch $@ $(VENV)/.serve
