@@ -53,19 +53,21 @@ async def wait_exit(child: subprocess.Popen[bytes]) -> int:
             await trio.lowlevel.wait_readable(pidfd)
         finally:
             os.close(pidfd)
-    while (status := child.poll()) is None:
+    while (status := child.poll()) is None:  # noqa: ASYNC110 nobody tells us
         await trio.sleep(_LOOK_INTERVAL_S)
     return status
 
 
 async def end(child: subprocess.Popen[bytes], *, within_s: float) -> bool:
     """SIGTERM, then SIGKILL after `within_s`; shielded. Returns whether it ended by itself."""
+    ended_by_itself = True
     with trio.CancelScope(shield=True):
         if child.poll() is None:
             child.terminate()
-        with trio.move_on_after(within_s):
+        with trio.move_on_after(within_s) as patience:
             await wait_exit(child)
-            return True
-        child.kill()
-        await wait_exit(child)
-        return False
+        if patience.cancelled_caught:
+            ended_by_itself = False
+            child.kill()
+            await wait_exit(child)
+    return ended_by_itself

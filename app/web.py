@@ -1,5 +1,7 @@
 """The routes. What a stream does is in app/streams; what may be published is in app/contracts.py."""
 
+# quart-schema's decorators accept more kinds of model than are installed here:
+# pyright: reportUnknownVariableType=false
 import base64
 import hashlib
 import hmac
@@ -155,8 +157,9 @@ def _add_stream_routes(app: QuartTrio, services: Services) -> None:
     async def stream(topic_id: str) -> Response:
         """Follow a topic as Server-Sent Events.
 
-        Without Last-Event-ID the stream starts at the newest event. With it, exactly what was appended after it
-        follows, or `reload_required` if that cannot be proven complete. The first block sets the last event id.
+        Without Last-Event-ID the stream starts at the newest event. With it, exactly what was appended after
+        it follows, or `reload_required` if that cannot be proven complete. The first block sets the last
+        event id.
         """
         stream_key(topic_id)  # an invalid topic id is refused before anything is promised
         if request.method == "HEAD":
@@ -242,8 +245,8 @@ def _authorize(settings: Settings) -> None:
     if settings.publish_token is None:
         raise HttpError(
             HTTPStatus.FORBIDDEN,
-            "publishing over HTTP is off: set STALECAST_PUBLISH_TOKEN on the server to a secret of your choice "
-            "and send it as `Authorization: Bearer <secret>`",
+            "publishing over HTTP is off: set STALECAST_PUBLISH_TOKEN on the server to a secret of your "
+            "choice and send it as `Authorization: Bearer <secret>`",
         )
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     expected = settings.publish_token.get_secret_value()
@@ -255,7 +258,7 @@ def _authorize(settings: Settings) -> None:
         )
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes | str) -> dict[str, Any]:
     try:
         decoded: Any = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -7,8 +7,6 @@ every await each event is either written, or in the window, or in a backlog. Onl
 between live and waiting.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,18 +24,21 @@ from app.streams.resume import Snapshot
 from app.streams.sse import HEARTBEAT, chunk
 from app.streams.tail import Tails, TailStatistics
 from app.streams.window import Budget, Window
+from app.streams.wire import SendNowait
 
 if TYPE_CHECKING:
     from app.streams.subscriber import Subscriber
 
-# A write costs about 15 us of kernel time: after this many the other tasks get their turn (about 4 ms).
-WRITES_BETWEEN_YIELDS: Final = 256
+# A write costs about 10 us, nearly all of it the kernel's: after this many the other tasks get their turn
+# (about 5 ms).
+WRITES_BETWEEN_YIELDS: Final = 512
 WINDOWS_LIMIT_BYTES: Final = 256 << 20
 # Replays that read Redis at the same time: bounds their memory (each holds one page) and Redis's work.
 REPLAYS_AT_ONCE: Final = 64
 # Of the drain time; the rest is for the last ones to take their goodbye.
 DRAIN_SLOTS_SHARE: Final = 0.7
-# The heartbeat task looks at everyone this often in one interval, so a silent stream waits at most 1/15 longer.
+# The heartbeat task looks at everyone this often in one interval, so a silent stream waits at most 1/15
+# longer.
 LOOKS_PER_INTERVAL: Final = 15
 
 _HEARTBEAT_CHUNK: Final = chunk(HEARTBEAT)
@@ -81,8 +82,8 @@ class Topic:
         self.added_at_position: int | None = None
         self.opened = False
         self.refused: RedisRefused | None = None
-        # Live subscribers with what gives their descriptor; all others wait and are served by their own task.
-        self.live: dict[Subscriber, Callable[[], int]] = {}
+        # Live subscribers with how to write to them; all others wait and are served by their own task.
+        self.live: dict[Subscriber, SendNowait] = {}
         self.waiting: set[Subscriber] = set()
         self.window = Window(BEGINNING, 0, hub.budget)
         self.fanning_out = False
@@ -155,14 +156,14 @@ class Topic:
         hub = self._hub
         data = chunk(b"".join([event.block for event in events]))
         size, rest = len(data), memoryview(data)
-        write, live = os.write, self.live
+        live = self.live
         hub.events += len(events)
         until_yield = WRITES_BETWEEN_YIELDS
         # Heartbeats stay away meanwhile: a subscriber that has yet to get this chunk must not fall behind
         # over a heartbeat, or its turn would never come.
         self.fanning_out = True
         try:
-            for subscriber, fileno in list(live.items()):
+            for subscriber, send_nowait in list(live.items()):
                 if not until_yield:
                     until_yield = WRITES_BETWEEN_YIELDS
                     await trio.lowlevel.checkpoint()
@@ -170,7 +171,7 @@ class Topic:
                 if subscriber not in live:
                     continue  # left, or sent away, while the loop had yielded
                 try:
-                    sent = write(fileno(), data)
+                    sent = send_nowait(data)
                 except BlockingIOError:
                     self.fall_behind(subscriber, rest)
                 except OSError:
@@ -185,9 +186,9 @@ class Topic:
 
     # -- the subscribers' side
 
-    def go_live(self, subscriber: "Subscriber", fileno: Callable[[], int]) -> None:
+    def go_live(self, subscriber: "Subscriber", send_nowait: SendNowait) -> None:
         self.waiting.discard(subscriber)
-        self.live[subscriber] = fileno
+        self.live[subscriber] = send_nowait
 
     def leave_live(self, subscriber: "Subscriber") -> None:
         """From here on its own task sends what comes. What was published so far has been written to it,
@@ -295,7 +296,8 @@ class Hub:
 
     async def wait_backfilled(self, topic: Topic) -> None:
         """Fetch what Redis holds from before the window, once for all who ask at the same time.
-        Raises RedisUnavailable or RedisRefused to the one who fetched; the others find the window as it is."""
+        Raises RedisUnavailable or RedisRefused to the one who fetched; the others find the window as it
+        is."""
         under_way = self._backfills.get(topic)
         if under_way is not None:
             await under_way.wait()
@@ -350,13 +352,13 @@ class Hub:
                         subscriber.wake()
                 if topic.last_fanout_s > due_before_s:
                     continue
-                for subscriber, fileno in list(topic.live.items()):
+                for subscriber, send_nowait in list(topic.live.items()):
                     if subscriber.last_write_s > due_before_s or subscriber not in topic.live:
                         continue
                     if topic.fanning_out:
                         break
                     subscriber.last_write_s = trio.current_time()
-                    self._write_heartbeat(topic, subscriber, fileno)
+                    self._write_heartbeat(topic, subscriber, send_nowait)
                     until_yield -= 1
                     if not until_yield:
                         until_yield = WRITES_BETWEEN_YIELDS
@@ -364,9 +366,9 @@ class Hub:
             await trio.lowlevel.checkpoint()
 
     @staticmethod
-    def _write_heartbeat(topic: Topic, subscriber: "Subscriber", fileno: Callable[[], int]) -> None:
+    def _write_heartbeat(topic: Topic, subscriber: "Subscriber", send_nowait: SendNowait) -> None:
         try:
-            sent = os.write(fileno(), _HEARTBEAT_CHUNK)
+            sent = send_nowait(_HEARTBEAT_CHUNK)
         except BlockingIOError:
             sent = 0
         except OSError:

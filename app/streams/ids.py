@@ -68,5 +68,6 @@ BEGINNING = StreamId(0, 0)
 
 
 def origin(epoch: int | None) -> StreamId:
-    """The position of a topic without a stream, in the data set that `epoch` names (None: nothing names it)."""
+    """The position of a topic without a stream, in the data set that `epoch` names (None: nothing names
+    it)."""
     return StreamId(0, ORIGIN_SEQ_MIN + (epoch or 0) % (ORIGIN_SEQ_MAX - ORIGIN_SEQ_MIN))

@@ -3,8 +3,10 @@
 Only this file knows which commands make a snapshot and how their replies look (RESP2 lists or RESP3 maps).
 """
 
+# Replies of Redis have no type until this file gives them one:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,8 +83,9 @@ def parse_snapshot(info: Any, epoch: int | None) -> Snapshot:
         if "no such key" in str(info):
             return absent(epoch)
         raise RedisRefused(f"Redis answered: {info}")
-    fields: Mapping[bytes, Any] = (
-        info if isinstance(info, Mapping) else dict(zip(info[::2], info[1::2], strict=True))
+    # RESP3 brings a map, RESP2 a flat list.
+    fields: dict[bytes, Any] = (
+        info if isinstance(info, dict) else dict(zip(info[::2], info[1::2], strict=True))
     )
     first = fields.get(b"first-entry")
     added = fields.get(b"entries-added")
@@ -101,7 +104,8 @@ def parse_entries(found: Any) -> list[Entry]:
     """Raises RedisRefused when Redis refused the range."""
     if isinstance(found, hiredis.ReplyError):
         raise RedisRefused(f"Redis answered: {found}")
-    # An entry deleted while it was read has no fields: nothing to send, and the snapshot tells of the deletion.
+    # An entry deleted while it was read has no fields: nothing to send, and the snapshot tells of the
+    # deletion.
     return [(StreamId.from_redis(entry[0]), entry[1] or ()) for entry in found or ()]
 
 
@@ -113,5 +117,5 @@ def parse_streams(reply: Any) -> dict[str, list[Entry]]:
     if isinstance(reply, hiredis.ReplyError):
         raise_if_unavailable([reply])
         raise RedisRefused(f"Redis answered: {reply}")
-    pairs = reply.items() if isinstance(reply, Mapping) else (reply or ())
+    pairs: Any = reply.items() if isinstance(reply, dict) else (reply or ())
     return {key.decode(): parse_entries(entries) for key, entries in pairs}

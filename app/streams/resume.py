@@ -1,8 +1,8 @@
 """What a position in a stream still proves. Pure: every decision about gaps is made in this file.
 
-The facts come from one MULTI (see reading.py): what XINFO STREAM says, whether the entry at the cursor is still
-there, and the data set's epoch. Redis trims a stream only from its front, so as long as the entry at the
-cursor is still there, everything after it is too, save what XDEL took; `max-deleted-entry-id` tells that.
+The facts come from one MULTI (see reading.py): what XINFO STREAM says, whether the entry at the cursor is
+still there, and the data set's epoch. Redis trims a stream only from its front, so as long as the entry at
+the cursor is still there, everything after it is too, save what XDEL took; `max-deleted-entry-id` tells that.
 An entry that is gone proves nothing: it may have been trimmed, or it may belong to a stream of the same name
 that was flushed, rolled back or replaced. Sources: https://redis.io/docs/latest/commands/xinfo-stream/ and
 src/t_stream.c (streamTrim moves only `first-entry`; XDEL moves `max-deleted-entry-id`).

@@ -182,7 +182,7 @@ class Subscriber:
                     self.backlog.forget_reload_at(position)
                     await self._write(sse.reload_block(position, reason))
                     first = b""
-                case other:
+                case _ as other:  # pyright: ignore[reportUnnecessaryComparison] a new decision fails here
                     assert_never(other)
             break
         else:
@@ -245,10 +245,10 @@ class Subscriber:
                 await self._write(sse.HEARTBEAT)
             else:
                 assert self._wire is not None
-                fileno = self._wire.fileno
+                send_nowait = self._wire.send_nowait
                 # `>=`: a client may be ahead of the hub, if it comes from an instance that reads faster.
-                if fileno is not None and topic.position >= self.position:
-                    topic.go_live(self, fileno)
+                if send_nowait is not None and topic.position >= self.position:
+                    topic.go_live(self, send_nowait)
                 await self._wait_woken()
 
     # -- writing

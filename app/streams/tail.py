@@ -4,8 +4,9 @@ XREAD costs Redis time for every key it names, on every call (about 0.9 us a key
 split over groups of bounded size, each with a connection and a task of its own. Only this file moves a tailed
 topic forward: it hands over what was read, or, where it cannot prove that nothing was skipped, the loss.
 
-A change of the set of topics must reach a read that is already blocked: it is ended by CLIENT UNBLOCK from the
-shared connection, gathered over a few milliseconds. It is never cancelled, since that would cost a connection.
+A change of the set of topics must reach a read that is already blocked: it is ended by CLIENT UNBLOCK from
+the shared connection, gathered over a few milliseconds. It is never cancelled, since that would cost a
+connection.
 """
 
 import math
@@ -44,9 +45,9 @@ BLOCK_MS: Final = 5000
 # Without CLIENT ID and CLIENT UNBLOCK (an ACL may forbid them) a change waits for the read to end by itself.
 BLOCK_WITHOUT_WAKING_MS: Final = 50
 WAKE_GATHER_S: Final = 0.002
-# The proof is asked for in the same write as the read, for this many of a group's topics: those that had events
-# last. Redis answers it right behind the read, so an event of theirs costs no second round trip (which is
-# half of the time to a single subscriber); about 3 us of Redis time each.
+# The proof is asked for in the same write as the read, for this many of a group's topics: those that had
+# events last. Redis answers it right behind the read, so an event of theirs costs no second round trip (which
+# is half of the time to a single subscriber); about 3 us of Redis time each.
 PROBED_TOPICS: Final = 4
 
 _log = structlog.get_logger("stalecast.tail")

@@ -1,7 +1,7 @@
 """The newest events of a topic, so that a client that was away for a moment resumes from memory.
 
-Pure. The rule: from `base` (exclusive) to the topic's position the window holds every event; a cursor is covered
-only if it is a point that the window knows, since an id from elsewhere proves nothing.
+Pure. The rule: from `base` (exclusive) to the topic's position the window holds every event; a cursor is
+covered only if it is a point that the window knows, since an id from elsewhere proves nothing.
 """
 
 from bisect import bisect_right

@@ -1,8 +1,8 @@
 """How bytes reach one client: two small implementations of one protocol.
 
-`DirectWire` writes pre-framed chunks to the client's socket, past the HTTP server, which has put the connection
-into chunked transfer coding and writes nothing itself while the stream lasts. `AsgiWire` hands everything to
-ASGI `send` and serves whatever has no such socket (TLS, HTTP/2, HTTP/1.0, another server).
+`DirectWire` writes pre-framed chunks to the client's socket, past the HTTP server, which has put the
+connection into chunked transfer coding and writes nothing itself while the stream lasts. `AsgiWire` hands
+everything to ASGI `send` and serves whatever has no such socket (TLS, HTTP/2, HTTP/1.0, another server).
 """
 
 import errno
@@ -21,6 +21,9 @@ from app.streams.sse import chunk
 _ABORT = struct.pack("ii", 1, 0)
 
 
+SendNowait = Callable[[bytes | memoryview], int]
+
+
 class ClientGone(Exception):
     """The client closed, or the connection broke; nobody's fault."""
 
@@ -30,9 +33,10 @@ class ClientStuck(Exception):
 
 
 class Wire(Protocol):
-    """`fileno` is None where events cannot be written without waiting."""
+    """`send_nowait` takes bytes without waiting and says how many it took; BlockingIOError: none, any other
+    OSError: the client is gone. It is None where that is not possible."""
 
-    fileno: Callable[[], int] | None
+    send_nowait: SendNowait | None
 
     async def write(self, data: bytes, rest: memoryview | None = None) -> None:
         """Send `rest` (bytes of a chunk that was begun) and then `data` (SSE blocks, may be empty).
@@ -48,13 +52,16 @@ class Wire(Protocol):
 
 
 class DirectWire:
-    __slots__ = ("_stream", "_stuck_timeout_s", "fileno")
+    __slots__ = ("_stream", "_stuck_timeout_s", "send_nowait")
 
     def __init__(self, stream: trio.SocketStream, stuck_timeout_s: float) -> None:
         self._stream = stream
         self._stuck_timeout_s = stuck_timeout_s
-        # Asked at every write: -1 once closed. A kept number could by then be somebody else's socket.
-        self.fileno: Callable[[], int] | None = stream.socket.fileno
+        # The method of the socket object inside Trio's, not a descriptor number: once the socket is closed it
+        # raises, while the number may by then be somebody else's socket. One call in C; measured per write it
+        # is also less than os.write (5.6 against 8.3 us at 1000 clients, with asking for the number each
+        # time).
+        self.send_nowait: SendNowait | None = stream.socket._sock.send  # pyright: ignore
 
     async def write(self, data: bytes, rest: memoryview | None = None) -> None:
         if rest is not None:
@@ -63,10 +70,11 @@ class DirectWire:
             await self._write_all(memoryview(chunk(data)))
 
     async def _write_all(self, remaining: memoryview) -> None:
-        sock = self._stream.socket
+        sock, send = self._stream.socket, self.send_nowait
+        assert send is not None
         while remaining:
             try:
-                sent = os.write(sock.fileno(), remaining)
+                sent = send(remaining)
             except BlockingIOError:
                 await self._wait_writable(sock)
             except OSError as error:
@@ -91,7 +99,7 @@ class DirectWire:
 
 
 class AsgiWire:
-    __slots__ = ("_abort", "_send", "_stuck_timeout_s", "fileno")
+    __slots__ = ("_abort", "_send", "_stuck_timeout_s", "send_nowait")
 
     def __init__(
         self,
@@ -102,7 +110,7 @@ class AsgiWire:
         self._send = send
         self._abort = abort
         self._stuck_timeout_s = stuck_timeout_s
-        self.fileno: Callable[[], int] | None = None
+        self.send_nowait: SendNowait | None = None
 
     async def write(self, data: bytes, rest: memoryview | None = None) -> None:
         if not data:
