@@ -37,10 +37,12 @@ def append_command(
     data: dict[str, Any],
     *,
     registry: Registry | None = None,
-    maxlen: int = DEFAULT_STREAM_MAXLEN,
+    maxlen: int | None = DEFAULT_STREAM_MAXLEN,
     max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+    entry_id: str = "*",
 ) -> tuple[str | bytes | int, ...]:
-    """The XADD that appends one event. Raises InvalidTopicId or ContractViolation.
+    """The XADD that appends one event; `maxlen` None trims nothing. Raises InvalidTopicId or
+    ContractViolation.
 
     `MAXLEN ~`: Redis trims whole nodes, so a stream holds up to about a hundred entries more than `maxlen`
     (https://redis.io/docs/latest/commands/xadd/).
@@ -52,7 +54,8 @@ def append_command(
             "(STALECAST_MAX_EVENT_BYTES); send the id of what changed, not the change",
             [],
         )
-    return ("XADD", stream_key(topic_id), "MAXLEN", "~", maxlen, "*", PAYLOAD_FIELD, payload)
+    trim = () if maxlen is None else ("MAXLEN", "~", maxlen)
+    return ("XADD", stream_key(topic_id), *trim, entry_id, PAYLOAD_FIELD, payload)
 
 
 class TrioExecutor(Protocol):

@@ -145,6 +145,11 @@ class Topic:
             subscriber.wake()
         await self._fan_out([event])
 
+    def rewind(self, stream: Snapshot) -> None:
+        _log.warning("topic_rolled_back", topic=self.name, at=str(self.position), now=str(stream.position))
+        self.position = stream.position
+        self.window.reset(stream.position)
+
     async def refuse(self, error: RedisRefused) -> None:
         _log.error("topic_refused", topic=self.name, error=str(error))
         self.refused = error

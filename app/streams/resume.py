@@ -100,6 +100,18 @@ def decide(cursor: StreamId | None, stream: Snapshot, *, entry_present: bool) ->
     return Reload("trimmed", position)
 
 
+def was_rolled_back(position: StreamId, stream: Snapshot) -> bool:
+    """Whether the stream went back to an earlier state of itself, given that `position` was once in it and is
+    not provable now: a crash or a failover lost what was appended last. Cursors from before that are still in
+    the stream, so nothing but somebody who knew `position` can tell that they miss something."""
+    return (
+        stream.first is not None
+        and stream.first <= position
+        and stream.max_deleted is not None
+        and stream.max_deleted < position
+    )
+
+
 def continues(last: StreamId, added_at_last: int | None, read: Sequence[StreamId], stream: Snapshot) -> bool:
     """Whether `read` (not empty, ascending) is everything that was added after `last`, as `stream`, taken
     after the read, proves. `added_at_last`: the stream's entries-added when it stood at `last`.

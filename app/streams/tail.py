@@ -17,6 +17,7 @@ import hiredis
 import structlog
 import trio
 
+from app.publish import append_command
 from app.redis_connection import (
     Address,
     Backoff,
@@ -38,7 +39,7 @@ from app.streams.reading import (
     parse_streams,
     snapshot_command,
 )
-from app.streams.resume import Live, Reload, Snapshot, continues, decide
+from app.streams.resume import Live, Reload, Snapshot, continues, decide, was_rolled_back
 
 # A read that nothing wakes ends by itself: this is how long a dead peer goes unnoticed at most.
 BLOCK_MS: Final = 5000
@@ -56,6 +57,7 @@ _log = structlog.get_logger("stalecast.tail")
 class Tailed(Protocol):
     """A topic as the tail sees it."""
 
+    name: str
     key: str
     position: StreamId
     epoch: int | None
@@ -67,6 +69,10 @@ class Tailed(Protocol):
 
     async def lose(self, stream: Snapshot, *, forced: bool) -> None:
         """Continuity is broken: go on from `stream.position`. `forced`: the stream itself went back."""
+        ...
+
+    def rewind(self, stream: Snapshot) -> None:
+        """The stream went back, and now holds a `reload_required` that tells so: go on before that."""
         ...
 
     async def refuse(self, error: RedisRefused) -> None:
@@ -265,7 +271,7 @@ class Group:
             epoch_reply, *infos = await self._call(connection, epoch, *map(snapshot_command, unproven))
             proofs |= zip(unproven, infos, strict=True)
         raise_if_unavailable(list(proofs.values()))
-        await self._hand_over(streams, proofs, parse_epoch(epoch, epoch_reply))
+        await self._hand_over(connection, streams, proofs, parse_epoch(epoch, epoch_reply))
 
     def _likely_next(self, topics: list[Tailed]) -> list[str]:
         recent = [key for key in self._recent if key in self.topics]
@@ -277,7 +283,11 @@ class Group:
         return recent
 
     async def _hand_over(
-        self, streams: dict[str, list[Entry]], proofs: dict[str, Any], epoch: int | None
+        self,
+        connection: Connection,
+        streams: dict[str, list[Entry]],
+        proofs: dict[str, Any],
+        epoch: int | None,
     ) -> None:
         # Every proof was taken after its read, and is judged before anybody hears of what was read: a client
         # that had advanced past a gap and then lost its connection would never learn of it.
@@ -292,7 +302,7 @@ class Group:
                 topic.added_at_position = _added_at(read[-1], len(read), topic.added_at_position, stream)
                 await topic.deliver(entries)
             else:
-                await self._lose(topic, stream)
+                await self._lose(connection, topic, stream)
 
     async def _recheck(self, connection: Connection) -> None:
         self.recheck_wanted = False
@@ -321,7 +331,7 @@ class Group:
                 continue
             decision = decide(topic.position, stream, entry_present=present)
             if isinstance(decision, Reload):
-                await self._lose(topic, stream)
+                await self._lose(connection, topic, stream)
             elif isinstance(decision, Live):
                 topic.added_at_position = stream.entries_added
 
@@ -331,13 +341,35 @@ class Group:
         self._deadline.deadline = math.inf
         return replies
 
-    async def _lose(self, topic: Tailed, stream: Snapshot) -> None:
+    async def _lose(self, connection: Connection, topic: Tailed, stream: Snapshot) -> None:
         self._tails.gaps += 1
-        only_trimmed = (
-            topic.epoch == stream.epoch and stream.first is not None and stream.first > topic.position
-        )
         topic.added_at_position = stream.entries_added
+        same_data = topic.epoch == stream.epoch
+        if (
+            same_data
+            and was_rolled_back(topic.position, stream)
+            and await self._mark(connection, topic, stream)
+        ):
+            topic.rewind(stream)
+            return
+        only_trimmed = same_data and stream.first is not None and stream.first > topic.position
         await topic.lose(stream, forced=not only_trimmed)
+
+    async def _mark(self, connection: Connection, topic: Tailed, stream: Snapshot) -> bool:
+        """Append a `reload_required` to a stream that lost its newest events, so that also those learn of it
+        who are away now and whose cursor is from before. Returns whether one is there."""
+        lost = topic.position
+        # The id that would have come next: of all the workers and servers that saw the same, one succeeds.
+        # Where new events are already behind it, each appends one of its own; a reload too many does no harm.
+        next_id = f"{lost.ms}-{lost.seq + 1}" if stream.last_generated <= lost else "*"
+        command = append_command(
+            topic.name, "reload_required", {"reason": "trimmed"}, maxlen=None, entry_id=next_id
+        )
+        (reply,) = await self._call(connection, command)
+        if isinstance(reply, hiredis.ReplyError) and "equal or smaller" not in str(reply):
+            _log.error("rollback_not_marked", topic=topic.name, error=str(reply))
+            return False
+        return True
 
 
 def _added_at(position: StreamId, read: int, added_before: int | None, stream: Snapshot) -> int | None:
