@@ -128,23 +128,23 @@ def examine(subject: Subject) -> Iterator[Finding | Notice]:
     """
     stream_url(subject.url, subject.topic)
     for name, check in _GATES:
-        finding = Finding(name, _run(check, subject))
+        finding = Finding(name, judge(check, subject))
         yield finding
         if isinstance(finding.outcome, Fail) and check is not check_ready:
             yield Notice("the other checks are left out")
             return
     for name, check in _CHECKS:
-        yield Finding(name, _run(check, subject))
+        yield Finding(name, judge(check, subject))
     if subject.origin is not None:
-        yield Finding("cors", _run(partial(check_cors, origin=subject.origin), subject))
-        yield Finding("preflight", _run(partial(check_preflight, origin=subject.origin), subject))
+        yield Finding("cors", judge(partial(check_cors, origin=subject.origin), subject))
+        yield Finding("preflight", judge(partial(check_preflight, origin=subject.origin), subject))
     if subject.token is not None:
-        yield Finding("delivery", _run(partial(check_delivery, token=subject.token), subject))
+        yield Finding("delivery", judge(partial(check_delivery, token=subject.token), subject))
     yield Notice(f"watching an idle stream for {subject.idle_s:g} s ...")
-    yield Finding("idle", _run(check_idle, subject))
+    yield Finding("idle", judge(check_idle, subject))
 
 
-def _run(check: Check, subject: Subject) -> Outcome:
+def judge(check: Check, subject: Subject) -> Outcome:
     """The boundary: what a check does not expect is a failure of the server or of the way to it."""
     try:
         return check(subject)

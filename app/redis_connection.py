@@ -11,7 +11,7 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -26,7 +26,16 @@ Command = Sequence[str | bytes | int]
 RECEIVE_BYTES: Final = 1 << 14
 NOT_YET: Final = object()
 # The first words of error replies that say "not now" rather than "never".
-_PASSING_ERRORS: Final = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNBLOCKED", "READONLY")
+_PASSING_ERRORS: Final = (
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY",
+    "UNBLOCKED",
+    "READONLY",
+    "OOM",
+)
 
 _log = structlog.get_logger("stalecast.redis")
 
@@ -52,7 +61,7 @@ class Address:
     unix_path: str | None
     tls: ssl.SSLContext | None
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     database: int
 
     @classmethod
@@ -61,10 +70,11 @@ class Address:
         Raises InvalidRedisUrl, whose text does not hold the password."""
         try:
             options: dict[str, Any] = redis_py.parse_url(url)
-        except ValueError as error:
+        except ValueError:
+            # Without redis-py's own words, which may quote a part of the password.
             raise InvalidRedisUrl(
-                f"REDIS_URL is not usable ({error}); "
-                "write redis://, rediss:// or unix://, e.g. redis://:password@host:6379/0"
+                "REDIS_URL is not usable: write redis://, rediss:// or unix://, e.g. "
+                "redis://:password@host:6379/0, with special characters of the password percent-encoded"
             ) from None
         kind: Any = options.get("connection_class")
         return cls(
@@ -81,6 +91,13 @@ class Address:
         return self.unix_path or f"{self.host}:{self.port}"
 
 
+_CERT_REQUIREMENTS: Final = {
+    "required": ssl.CERT_REQUIRED,
+    "optional": ssl.CERT_OPTIONAL,
+    "none": ssl.CERT_NONE,
+}
+
+
 def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(
@@ -93,10 +110,9 @@ def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     requirement = str(options.get("ssl_cert_reqs", "required")).lower()
     if str(options.get("ssl_check_hostname", True)).lower() in ("false", "0") or requirement != "required":
         context.check_hostname = False
-    if requirement == "none":
-        context.verify_mode = ssl.CERT_NONE
-    elif requirement == "optional":
-        context.verify_mode = ssl.CERT_OPTIONAL
+    if requirement not in _CERT_REQUIREMENTS:
+        raise InvalidRedisUrl(f"ssl_cert_reqs={requirement!r} in REDIS_URL: use required, optional or none")
+    context.verify_mode = _CERT_REQUIREMENTS[requirement]
     return context
 
 
@@ -183,7 +199,9 @@ async def connect(address: Address, *, name: str, timeout_s: float) -> Connectio
     except trio.TooSlowError:
         raise RedisUnavailable(f"Redis at {address} did not answer within {timeout_s:g} s") from None
     except (OSError, trio.BrokenResourceError) as error:
-        raise RedisUnavailable(f"Redis at {address} cannot be reached: {error}") from error
+        # Trio says "broken"; why is in its cause (a certificate, for one).
+        reason = error if str(error) else error.__cause__
+        raise RedisUnavailable(f"Redis at {address} cannot be reached: {reason}") from error
 
 
 async def _open_stream(address: Address) -> trio.abc.Stream:
@@ -195,7 +213,11 @@ async def _open_stream(address: Address) -> trio.abc.Stream:
     secure: trio.SSLStream[trio.SocketStream] = trio.SSLStream(
         stream, address.tls, server_hostname=address.host, https_compatible=True
     )
-    await secure.do_handshake()
+    try:
+        await secure.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
     return secure
 
 

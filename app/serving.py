@@ -39,6 +39,7 @@ CONNECTION_STATE_KEY: Final = "stalecast.connection"
 RECEIVE_BYTES: Final = 1 << 14
 # What the platform allows is the reader's to use; a request head is small.
 REQUEST_HEAD_LIMIT_BYTES: Final = 16 << 10
+CLOSE_TIMEOUT_S: Final = 2.0
 # Linux: how long sent bytes may stay unacknowledged, or a peer's window closed, before the kernel gives up.
 TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
 # The collector walks every live task at each full collection, which is what 10,000 clients are made of, and
@@ -229,8 +230,11 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             if data:
                 await self._send_bounded(data)
         elif isinstance(event, Closed):
-            await self._close()
-            await self.protocol.handle(Closed())
+            # Quart cancels the request's task as soon as it is told of the end, and it is this very task that
+            # has yet to close the connection.
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await self._close()
+                await self.protocol.handle(Closed())
         elif isinstance(event, Updated):
             if event.idle:
                 self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout
@@ -238,18 +242,18 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
                 self._reading.deadline = math.inf
 
     async def _send_bounded(self, data: bytes) -> None:
-        async with self.send_lock:
-            try:
-                # Shielded, because half a frame would corrupt what follows; bounded, because the peer may
-                # never read.
-                with trio.move_on_after(HandlerSettings.send_timeout_s, shield=True) as bound:
+        try:
+            # Shielded, because half a frame would corrupt what follows; bounded, because the peer may never
+            # read.
+            with trio.move_on_after(HandlerSettings.send_timeout_s, shield=True) as bound:
+                async with self.send_lock:
                     await self.stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.protocol.handle(Closed())
+        else:
+            if bound.cancelled_caught:
+                self.abort()
                 await self.protocol.handle(Closed())
-            else:
-                if bound.cancelled_caught:
-                    self.abort()
-                    await self.protocol.handle(Closed())
 
     # -- the application's side
 

@@ -10,12 +10,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class Settings(BaseSettings):
     """Raises pydantic.ValidationError when a variable cannot be used; the CLI turns that into plain words."""
 
-    model_config = SettingsConfigDict(env_prefix="STALECAST_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="STALECAST_",
+        extra="ignore",
+        populate_by_name=True,
+        allow_inf_nan=False,
+    )
 
     # -- Redis
     redis_url: str | None = Field(
         None,
-        validation_alias=AliasChoices("redis_url", "STALECAST_REDIS_URL", "REDIS_URL"),
+        validation_alias=AliasChoices("STALECAST_REDIS_URL", "REDIS_URL", "redis_url"),
         description="redis://, rediss:// or unix://. Without it, `stalecast serve` runs an embedded Valkey.",
     )
     redis_timeout_s: float = Field(5.0, gt=0, description="How long Redis may take to connect or to answer.")
@@ -77,6 +82,11 @@ class Settings(BaseSettings):
     drain_rate_clients_per_s: float = Field(500.0, gt=0, description="Fastest pace of sending clients away.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
+
+    @field_validator("redis_url", "publish_token", "events_module", "demo", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: object) -> object:
+        return None if value == "" else value  # `STALECAST_PUBLISH_TOKEN=` means none, not the empty token
 
     @field_validator("cors_allow_origins", mode="before")
     @classmethod

@@ -347,7 +347,8 @@ def _add_errors(app: QuartTrio) -> None:
     async def of_http(error: HTTPException) -> Response:
         if error.response is not None or error.code is None:
             return error.get_response()  # type: ignore[return-value]  # a redirect
-        return _problem(HTTPStatus(error.code), error.description or "")
+        headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
+        return _problem(HTTPStatus(error.code), error.description or "", headers)
 
     @app.errorhandler(HttpError)
     async def of_ours(error: HttpError) -> Response:

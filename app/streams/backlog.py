@@ -11,7 +11,7 @@ from app.streams.ids import StreamId
 class Backlog:
     """Bounded by `limit_events`; never refuses."""
 
-    __slots__ = ("_events", "_limit", "_reload", "_reload_forced", "collapsed")
+    __slots__ = ("_events", "_limit", "_overflowed", "_reload", "_reload_forced", "collapsed")
 
     def __init__(self, limit_events: int) -> None:
         self._limit = limit_events
@@ -19,10 +19,16 @@ class Backlog:
         self._events: dict[object, Event] | None = None  # made on first use: most clients never need one
         self._reload: Event | None = None
         self._reload_forced = False
+        self._overflowed = False
         self.collapsed = 0
 
     def __len__(self) -> int:
         return len(self._events or ()) + (self._reload is not None)
+
+    @property
+    def overflowed(self) -> bool:
+        """Only more events than the limit is what stands between the subscriber and completeness."""
+        return self._overflowed
 
     def add(self, event: Event) -> None:
         if self._events is None:
@@ -33,6 +39,7 @@ class Backlog:
         if len(self._events) > self._limit:
             self.collapsed += 1
             self._events = None
+            self._overflowed = self._reload is None or self._overflowed
             self._reload = reload_event(event.id, "overflow")
 
     def replace_by_reload(self, event: Event, *, forced: bool) -> None:
@@ -42,18 +49,19 @@ class Backlog:
         the reload is due even to a subscriber that seems to be further on.
         """
         self._events = None
+        self._overflowed = False
         self._reload = event
-        self._reload_forced = forced
+        self._reload_forced |= forced  # a second loss does not hide that the stream went back
 
     def clear(self) -> None:
         self._events = self._reload = None
-        self._reload_forced = False
+        self._reload_forced = self._overflowed = False
 
     def forget_reload_at(self, position: StreamId) -> None:
         """The subscriber was just told to reload at `position`: the same word from the hub says it twice."""
         if self._reload is not None and self._reload.id == position:
             self._reload = None
-            self._reload_forced = False
+            self._reload_forced = self._overflowed = False
 
     def take(self, after: StreamId) -> list[Event]:
         """Everything that waits and is newer than `after`, oldest first; the backlog is empty then."""

@@ -32,8 +32,11 @@ class Page:
     entries: list[Entry]
 
 
-def epoch_command() -> Command:
-    # SET NX GET (Redis 7): returns the epoch that stands, or nothing after setting this one.
+EPOCH_COMMAND: Final[Command] = ("GET", EPOCH_KEY)
+
+
+def make_epoch_command() -> Command:
+    """For when there is none: returns the epoch that stands by then, or nothing after setting this one."""
     return ("SET", EPOCH_KEY, secrets.randbits(52), "NX", "GET")
 
 
@@ -46,14 +49,13 @@ async def read_after(client: Client, key: str, after: StreamId, limit_events: in
 
     Raises RedisUnavailable or RedisRefused.
     """
-    epoch = epoch_command()
     # Inclusive: finding the entry itself at the head of the page is the proof that nothing behind it is gone.
     span: Command = ("XRANGE", key, bytes(after.read_after), "+", "COUNT", limit_events + 1)
-    epoch_reply, info, found = await client.transaction([epoch, snapshot_command(key), span])
+    epoch, info, found = await client.transaction([EPOCH_COMMAND, snapshot_command(key), span])
     entries = parse_entries(found)
     present = bool(entries) and entries[0][0] == after
     return Page(
-        parse_snapshot(info, parse_epoch(epoch, epoch_reply)),
+        parse_snapshot(info, await _epoch(client, epoch)),
         present,
         entries[1:] if present else entries[:limit_events],
     )
@@ -61,20 +63,30 @@ async def read_after(client: Client, key: str, after: StreamId, limit_events: in
 
 async def read_newest(client: Client, key: str, limit_events: int) -> Page:
     """The newest entries. `entry_present` is False. Raises RedisUnavailable or RedisRefused."""
-    epoch = epoch_command()
-    commands: list[Command] = [epoch, snapshot_command(key)]
+    commands: list[Command] = [EPOCH_COMMAND, snapshot_command(key)]
     if limit_events:
         commands.append(("XREVRANGE", key, "+", "-", "COUNT", limit_events))
-    epoch_reply, info, *found = await client.transaction(commands)
+    epoch, info, *found = await client.transaction(commands)
     entries = parse_entries(found[0]) if found else []
     entries.reverse()
-    return Page(parse_snapshot(info, parse_epoch(epoch, epoch_reply)), False, entries)
+    return Page(parse_snapshot(info, await _epoch(client, epoch)), False, entries)
 
 
-def parse_epoch(command: Command, reply: Any) -> int | None:
-    if isinstance(reply, hiredis.ReplyError):
-        return None  # this Redis user may not write, or SET NX GET is unknown (before 7)
-    return int(reply) if reply is not None else int(command[2])
+async def _epoch(client: Client, reply: Any) -> int | None:
+    if reply is not None:
+        return parse_epoch(reply)
+    command = make_epoch_command()
+    (reply,) = await client.pipeline([command])
+    return parse_made_epoch(command, reply)
+
+
+def parse_epoch(reply: Any) -> int | None:
+    return None if isinstance(reply, hiredis.ReplyError) else int(reply)
+
+
+def parse_made_epoch(command: Command, reply: Any) -> int | None:
+    """None where this user may not write, Redis is full or a replica, or too old for SET NX GET (7.0)."""
+    return int(command[2]) if reply is None else parse_epoch(reply)
 
 
 def parse_snapshot(info: Any, epoch: int | None) -> Snapshot:

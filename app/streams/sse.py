@@ -58,12 +58,13 @@ class Parser:
         self._buffer = b""
         self._first = True
         self._data: list[str] = []
+        self._data_chars = 0
         self._id: str | None = None
         self._retry_ms: int | None = None
         self._limit = block_limit_bytes
 
     def feed(self, received: bytes) -> Iterator[Message]:
-        """Raises ValueError when a line exceeds the limit: the peer is not an event stream."""
+        """Raises ValueError when a line or a block exceeds the limit: the peer is not an event stream."""
         self._buffer += received
         if self._first:
             bom = b"\xef\xbb\xbf"
@@ -77,8 +78,10 @@ class Parser:
                     yield message
             else:
                 self._field(line)
-        if len(self._buffer) > self._limit:
-            raise ValueError(f"a line of an event stream exceeds {self._limit} bytes")
+            if self._data_chars > self._limit:
+                break
+        if max(len(self._buffer), self._data_chars) > self._limit:
+            raise ValueError(f"a block of an event stream exceeds {self._limit} bytes")
 
     def _next_line(self) -> bytes | None:
         for index, byte in enumerate(self._buffer):
@@ -102,6 +105,7 @@ class Parser:
         match name:
             case "data":
                 self._data.append(value)
+                self._data_chars += len(value)
             case "id" if "\0" not in value:
                 self._id = value
             case "retry" if value.isascii() and value.isdigit():
@@ -114,7 +118,7 @@ class Parser:
         if self._id is not None:
             self.last_event_id = self._id
         data = "\n".join(self._data) if self._data else None
-        self._data, self._id, self._retry_ms = [], None, None
+        self._data, self._data_chars, self._id, self._retry_ms = [], 0, None, None
         if data is None and not moved and retry_ms is None:
             return None
         return Message(self.last_event_id, data, retry_ms)

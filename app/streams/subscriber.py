@@ -23,8 +23,9 @@ from app.streams.wire import ClientGone, ClientStuck, Wire
 
 # What a client's own task sends at once: bounds the memory of a slow one.
 WRITE_LIMIT_BYTES: Final = 1 << 16
-# How long a look at the stream may contradict the hub before the look is believed: the tail needs one read.
-DISAGREEMENT_LIMIT_S: Final = 5.0
+# How long a look at the stream may contradict the hub before the look is believed: the tail needs one read,
+# after a reconnect if it comes to that.
+DISAGREEMENT_LIMIT_S: Final = 30.0
 DISAGREEMENT_LOOK_S: Final = 0.02
 # A client sent away because its topic cannot be read comes back this much later than usual.
 REFUSED_RETRY_FACTOR: Final = 10
@@ -161,6 +162,7 @@ class Subscriber:
         gathered_after = cursor
         while (point := topic.window_point(cursor)) is None:
             page = await self._read_page(cursor)
+            whole = True
             match decide(cursor, page.stream, entry_present=page.entry_present):
                 case Live(after):
                     cursor = after
@@ -174,9 +176,6 @@ class Subscriber:
                     else:
                         for event in events:
                             gathered.add(event)
-                    if not whole:
-                        self.position = cursor
-                        continue
                 case Reload(reason, position):
                     cursor, gathered = position, None
                     self.backlog.forget_reload_at(position)
@@ -184,7 +183,10 @@ class Subscriber:
                     first = b""
                 case _ as other:  # pyright: ignore[reportUnnecessaryComparison] a new decision fails here
                     assert_never(other)
-            break
+            self.position = cursor
+            # More came meanwhile than may wait: it is still in the stream, so the replay goes on.
+            if whole and not self.backlog.overflowed:
+                break
         else:
             # From memory, in one synchronous step with the position it reaches.
             self.backlog.clear()
@@ -213,7 +215,7 @@ class Subscriber:
             # The stream went back and the tail has not seen it yet. Answering now would have the hub tell
             # this client once more what it has just been told.
             self._hub.tails.recheck(topic)
-            await trio.sleep(DISAGREEMENT_LOOK_S)
+            await self._pause(DISAGREEMENT_LOOK_S)
 
     async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
         """Repeat a read until Redis answers it. Raises RedisRefused, ClientGone or ClientStuck."""
@@ -225,9 +227,15 @@ class Subscriber:
                 async with self._hub.replays:
                     return await read()
             except RedisUnavailable:
-                await trio.sleep(backoff.next_s())
-                if self.owes_heartbeat or self._wire is None:
-                    await self._write(sse.HEARTBEAT)
+                await self._pause(backoff.next_s())
+
+    async def _pause(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        waited_s = trio.current_time() - self._opened_s
+        if self._wire is None and waited_s > self._hub.settings.first_bytes_timeout_s:
+            await self._write(b"")
+        elif self.owes_heartbeat:
+            await self._write(sse.HEARTBEAT)
 
     async def _follow(self) -> None:
         """Send what comes: by itself while anything waits, through the hub while nothing does."""
@@ -236,6 +244,11 @@ class Subscriber:
             if self.rest is not None:
                 rest, self.rest = self.rest, None
                 await self._write(b"", rest)
+            elif self.backlog.overflowed and (point := topic.window_point(self.position)) is not None:
+                # A burst, rather than a slow client: the window still has all of it.
+                self.backlog.clear()
+                self.position = topic.position
+                await self._write(topic.window.blocks_after(point))
             elif events := self.backlog.take(self.position):
                 self.position = events[-1].id
                 await self._write_events(events)

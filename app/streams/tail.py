@@ -31,10 +31,12 @@ from app.redis_connection import (
 )
 from app.streams.ids import StreamId
 from app.streams.reading import (
+    EPOCH_COMMAND,
     Entry,
-    epoch_command,
+    make_epoch_command,
     parse_entries,
     parse_epoch,
+    parse_made_epoch,
     parse_snapshot,
     parse_streams,
     snapshot_command,
@@ -197,6 +199,7 @@ class Group:
         self.stale = False  # the read under way does not name the current topics
         self.recheck_wanted = False
         self._recent: list[str] = []  # topics that had events last, newest first
+        self._has_read = False
         self._tails = tails
         self._deadline = trio.CancelScope()
 
@@ -232,9 +235,11 @@ class Group:
             tails.address, name="stalecast-tail", timeout_s=tails.timeout_s
         ) as connection:
             self.client_id = connection.client_id
-            # Whatever happened while nobody read: the same rule as for a client that comes back.
-            await self._recheck(connection)
-            self.connected = True
+            if self._has_read:
+                # Whatever happened while nobody read: the same rule as for a client that comes back. (What
+                # happens before the first read, that read's own proof covers.)
+                await self._recheck(connection)
+            self._has_read = self.connected = True
             backoff.reset()
             while self.topics:
                 if self.recheck_wanted:
@@ -249,12 +254,11 @@ class Group:
         read += [topic.key for topic in topics]
         read += [bytes(topic.position.read_after) for topic in topics]
         probed = self._likely_next(topics)
-        epoch = epoch_command()
         probes = [snapshot_command(key) for key in probed]
         self.stale, self.reading = False, True
         try:
             reply, epoch_reply, *infos = await self._call(
-                connection, read, epoch, *probes, blocked_s=block_ms / 1000
+                connection, read, EPOCH_COMMAND, *probes, blocked_s=block_ms / 1000
             )
         finally:
             self.reading = False
@@ -268,10 +272,12 @@ class Group:
             return
         proofs = dict(zip(probed, infos, strict=True))
         if unproven := [key for key in streams if key not in proofs]:
-            epoch_reply, *infos = await self._call(connection, epoch, *map(snapshot_command, unproven))
+            epoch_reply, *infos = await self._call(
+                connection, EPOCH_COMMAND, *map(snapshot_command, unproven)
+            )
             proofs |= zip(unproven, infos, strict=True)
         raise_if_unavailable(list(proofs.values()))
-        await self._hand_over(connection, streams, proofs, parse_epoch(epoch, epoch_reply))
+        await self._hand_over(connection, streams, proofs, await self._epoch(connection, epoch_reply))
 
     def _likely_next(self, topics: list[Tailed]) -> list[str]:
         recent = [key for key in self._recent if key in self.topics]
@@ -298,7 +304,12 @@ class Group:
                 continue
             stream = parse_snapshot(proofs[key], epoch)
             read = [entry[0] for entry in entries]
-            if topic.epoch == epoch and continues(topic.position, topic.added_at_position, read, stream):
+            # An empty read: appended and removed again in one transaction.
+            if (
+                read
+                and topic.epoch == epoch
+                and continues(topic.position, topic.added_at_position, read, stream)
+            ):
                 topic.added_at_position = _added_at(read[-1], len(read), topic.added_at_position, stream)
                 await topic.deliver(entries)
             else:
@@ -309,8 +320,7 @@ class Group:
         topics = list(self.topics.values())
         if not topics:
             return
-        epoch = epoch_command()
-        commands: list[Command] = [epoch]
+        commands: list[Command] = [EPOCH_COMMAND]
         for topic in topics:
             position = bytes(topic.position.read_after)
             commands += [snapshot_command(topic.key), ("XRANGE", topic.key, position, position)]
@@ -318,7 +328,7 @@ class Group:
         if isinstance(replies, hiredis.ReplyError):
             raise RedisUnavailable(f"Redis answered: {replies}")
         raise_if_unavailable(replies)
-        current_epoch = parse_epoch(epoch, replies[0])
+        current_epoch = await self._epoch(connection, replies[0])
         for topic, info, found in zip(topics, replies[1::2], replies[2::2], strict=True):
             if self.topics.get(topic.key) is not topic:
                 continue
@@ -334,6 +344,13 @@ class Group:
                 await self._lose(connection, topic, stream)
             elif isinstance(decision, Live):
                 topic.added_at_position = stream.entries_added
+
+    async def _epoch(self, connection: Connection, reply: Any) -> int | None:
+        if reply is not None:
+            return parse_epoch(reply)
+        command = make_epoch_command()
+        (reply,) = await self._call(connection, command)
+        return parse_made_epoch(command, reply)
 
     async def _call(self, connection: Connection, *commands: Command, blocked_s: float = 0.0) -> list[Any]:
         self._deadline.deadline = trio.current_time() + blocked_s + self._tails.timeout_s
@@ -352,8 +369,8 @@ class Group:
         ):
             topic.rewind(stream)
             return
-        only_trimmed = same_data and stream.first is not None and stream.first > topic.position
-        await topic.lose(stream, forced=not only_trimmed)
+        # Within one data set a loss concerns those who are not past it; after another, everybody.
+        await topic.lose(stream, forced=not same_data or was_rolled_back(topic.position, stream))
 
     async def _mark(self, connection: Connection, topic: Tailed, stream: Snapshot) -> bool:
         """Append a `reload_required` to a stream that lost its newest events, so that also those learn of it

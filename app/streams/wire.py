@@ -120,6 +120,8 @@ class AsgiWire:
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
         except trio.TooSlowError:
             raise ClientStuck(f"nothing taken for {self._stuck_timeout_s:g} s") from None
+        except OSError as error:  # what the ASGI specification (2.4) has `send` raise on a closed connection
+            raise ClientGone("closed") from error
 
     def abort(self) -> None:
         self._abort()
