@@ -10,7 +10,9 @@ import functools
 import importlib
 import json
 import operator
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
@@ -134,11 +136,13 @@ class Registry:
             raise ContractViolation(
                 f"invalid data for {event!r}", list(_readable(error, prefix="data"))
             ) from None
-        return json.dumps(
+        payload = json.dumps(
             {"event": event, "data": model.model_dump(mode="json", exclude_none=True)},
             separators=(",", ":"),
             ensure_ascii=False,
         ).encode()
+        decode(payload)  # whatever an application's own model allows, every reader must accept it
+        return payload
 
     def envelope_adapter(self) -> TypeAdapter[Any]:
         """The union of all envelopes, told apart by `event`."""
@@ -182,9 +186,11 @@ def load_registry(events_module: str | None) -> Registry:
     registry = builtin_registry()
     if events_module is None:
         return registry
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m app` has it, also for the `stalecast` script
     try:
         module = importlib.import_module(events_module)
-    except ImportError as error:
+    except Exception as error:
         raise InvalidEventType(
             f"STALECAST_EVENTS_MODULE={events_module!r} cannot be imported: {error}; "
             "it must be on the Python path of the server"

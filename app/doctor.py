@@ -471,8 +471,8 @@ def _messages(response: Response, parser: Parser, deadline_s: float) -> Iterator
     """What the stream brings until it ends cleanly. Raises ServerSilent at the deadline."""
     while True:
         remaining_s = deadline_s - time.monotonic()
-        if remaining_s <= 0:  # comments came, but not what was waited for
-            raise ServerSilent("the stream brought nothing but comments")
+        if remaining_s <= 0:  # something comes, but not what is waited for
+            raise ServerSilent("the stream does not bring what it should")
         received = response.read_some(remaining_s)
         if not received:
             return

@@ -5,6 +5,8 @@ a restart of the server; the file `redis-url` there tells `stalecast publish` in
 go.
 """
 
+import fcntl
+import os
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +23,7 @@ from app.redis_connection import Address, RedisRefused, RedisUnavailable, connec
 
 DATA_FOLDER: Final = Path(".stalecast")
 URL_FILE: Final = "redis-url"
+LOCK_FILE: Final = "lock"
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
 
@@ -65,13 +68,18 @@ def recorded_url(folder: Path = DATA_FOLDER) -> str | None:
 async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncGenerator[str, None]:
     """Run the store; the value is its URL. Raises EmbeddedStoreError when it does not start, or when another
     server already uses the folder."""
-    recorded = recorded_url(folder)
-    if recorded is not None and await _answers(recorded):
+    folder.mkdir(exist_ok=True)
+    # Two stores that append to the same files would destroy them. The child inherits the lock, so it is held
+    # as long as either of us lives.
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
         raise EmbeddedStoreError(
             f"another server already runs its embedded store in {folder.resolve()}: stop it, start this one "
-            f"in another directory, or share the store with REDIS_URL={recorded}"
-        )
-    folder.mkdir(exist_ok=True)
+            f"in another directory, or share the store with REDIS_URL={recorded_url(folder)}"
+        ) from None
     # A path in the data folder may be too long for a socket address (108 bytes).
     runtime = Path(tempfile.mkdtemp(prefix="stalecast-"))
     url = f"unix://{runtime / 'valkey.sock'}"
@@ -80,7 +88,7 @@ async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncGenerator[str, None
         "--dir", str(folder.resolve()), "--appendonly", "yes", "--save", "", "--loglevel", "warning",
     ]  # fmt: skip
     try:
-        process = spawn(argv)
+        process = spawn(argv, pass_fds=(lock,))
         try:
             await _wait_answers(url, process)
             (folder / URL_FILE).write_text(url + "\n")
@@ -91,6 +99,7 @@ async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncGenerator[str, None
             (folder / URL_FILE).unlink(missing_ok=True)
     finally:
         shutil.rmtree(runtime, ignore_errors=True)
+        os.close(lock)
 
 
 async def _wait_answers(url: str, process: subprocess.Popen[bytes]) -> None:

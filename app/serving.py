@@ -22,7 +22,15 @@ import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, StreamBuffer
+from hypercorn.protocol.events import EndBody
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h2 import (
+    BUFFER_HIGH_WATER,
+    BUFFER_LOW_WATER,
+    BufferCompleteError,
+    H2Protocol,
+    StreamBuffer,
+)
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
@@ -238,6 +246,8 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         elif isinstance(event, Updated):
             if event.idle:
                 self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout
+                if self.context.terminated.is_set():
+                    self._reading.cancel()
             else:
                 self._reading.deadline = math.inf
 
@@ -296,6 +306,19 @@ class Http11(H11Protocol):
         await super()._create_stream(request)
 
 
+class Http2(H2Protocol):
+    """A stream's end is on its way before anything follows from it: at a drain Hypercorn would close the
+    connection (GOAWAY) over the END_STREAM that its sending task has yet to write."""
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        await super().stream_send(event)
+        if isinstance(event, EndBody):
+            with trio.move_on_after(CLOSE_TIMEOUT_S):
+                while event.stream_id in self.stream_buffers:
+                    await self.has_data.set()
+                    await trio.lowlevel.checkpoint()
+
+
 class BoundedStreamBuffer(StreamBuffer):
     """HTTP/2: `push` waits while the peer's window is shut. (Hypercorn's own lets a push through at every
     turn of the sending task: a client with a window of zero grew it by 1.2 MB/s.)"""
@@ -322,6 +345,7 @@ class BoundedStreamBuffer(StreamBuffer):
 hypercorn.trio.run.TCPServer = ConnectionHandler  # type: ignore[misc]
 hypercorn.trio.run.WorkerContext = Context  # type: ignore[misc]
 hypercorn.protocol.H11Protocol = Http11  # type: ignore[misc]
+hypercorn.protocol.H2Protocol = Http2  # type: ignore[misc]
 hypercorn.protocol.h2.StreamBuffer = BoundedStreamBuffer  # type: ignore[misc]
 
 
@@ -338,10 +362,9 @@ class EventStream(Response):
     the callback called once, synchronously, when the client has gone. `serve` returns whether the stream
     shall end cleanly; if not, the connection is closed without a final chunk."""
 
-    timeout = None  # Quart's 60 s would cut the body without a final chunk
-
     def __init__(self, serve: Serve, headers: dict[str, str]) -> None:
         super().__init__(b"", headers=headers)
+        self.timeout = None  # Quart's 60 s would cut the body without a final chunk
         self.headers.pop("content-length", None)
         self.serve = serve
 

@@ -170,7 +170,7 @@ def _add_stream_routes(app: QuartTrio, services: Services) -> None:
                 HTTPStatus.UNPROCESSABLE_ENTITY, f"catchup={catchup[:40]!r}: use `all` or `compact`"
             )
         # The browser repeats the page's query at every reconnect, with a newer id in the header.
-        cursor = request.headers.get("Last-Event-ID") or request.args.get("lastEventId")
+        cursor = request.headers.get("Last-Event-ID") or request.args.get("lastEventId") or None
         user_agent = request.headers.get("User-Agent", "")
 
         async def serve(begin: Begin, on_disconnect: Any) -> bool:

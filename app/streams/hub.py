@@ -109,12 +109,10 @@ class Topic:
             cursor = BEGINNING
         return cursor if cursor == self.position or self.window.covers(cursor) else None
 
-    def agrees_with(self, stream: Snapshot) -> bool:
-        """Whether a later look at the stream fits what the hub believes. If not, the stream went back
-        (flushed, failed over, restored) and the tail has yet to see it."""
-        return stream.epoch == self.epoch and (
-            self.position.is_origin or stream.last_generated >= self.position
-        )
+    def agrees_with(self, stream: Snapshot, known: StreamId) -> bool:
+        """Whether a look at the stream fits what the hub believed before it: that the topic stood at `known`.
+        If not, the stream went back (flushed, failed over, restored) and the tail has yet to see it."""
+        return stream.epoch == self.epoch and (known.is_origin or stream.last_generated >= known)
 
     # -- the tail's side
 
@@ -146,9 +144,9 @@ class Topic:
         await self._fan_out([event])
 
     def rewind(self, stream: Snapshot) -> None:
+        # The position stays: what tells of the loss stands right behind it.
         _log.warning("topic_rolled_back", topic=self.name, at=str(self.position), now=str(stream.position))
-        self.position = stream.position
-        self.window.reset(stream.position)
+        self.window.reset(self.position)
 
     async def refuse(self, error: RedisRefused) -> None:
         _log.error("topic_refused", topic=self.name, error=str(error))
@@ -303,6 +301,8 @@ class Hub:
         """Fetch what Redis holds from before the window, once for all who ask at the same time.
         Raises RedisUnavailable or RedisRefused to the one who fetched; the others find the window as it
         is."""
+        if topic.window.backfilled:
+            return
         under_way = self._backfills.get(topic)
         if under_way is not None:
             await under_way.wait()
@@ -310,7 +310,7 @@ class Hub:
         done = self._backfills[topic] = trio.Event()
         try:
             page = await read_newest(self.client, topic.key, self.settings.window_limit_events)
-            if not topic.window.backfilled and topic.agrees_with(page.stream):
+            if not topic.window.backfilled and topic.agrees_with(page.stream, topic.window.base):
                 events = self.decode(topic, page.entries)
                 floor = _floor(page)
                 if floor is not None:

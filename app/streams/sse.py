@@ -4,8 +4,9 @@ Source: WHATWG HTML, section 9.2 (server-sent events); RFC 9112, section 7.1 (ch
 """
 
 import json
+import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from app.streams.ids import StreamId
 
@@ -38,6 +39,11 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+# Beyond any patience, and below where int() refuses.
+_RETRY_LIMIT_DIGITS: Final = 15
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+
+
 class Message(NamedTuple):
     """What a client dispatches: `data` is None for a block that only moved the cursor or set `retry`."""
 
@@ -56,6 +62,7 @@ class Parser:
         self.last_event_id = last_event_id
         self.comments = 0
         self._buffer = b""
+        self._searched = 0
         self._first = True
         self._data: list[str] = []
         self._data_chars = 0
@@ -84,17 +91,14 @@ class Parser:
             raise ValueError(f"a block of an event stream exceeds {self._limit} bytes")
 
     def _next_line(self) -> bytes | None:
-        for index, byte in enumerate(self._buffer):
-            if byte == 0x0A:
-                line, self._buffer = self._buffer[:index], self._buffer[index + 1 :]
-                return line
-            if byte == 0x0D:
-                if index + 1 == len(self._buffer):
-                    return None  # the next byte decides whether this is CR or CR LF
-                skip = 2 if self._buffer[index + 1] == 0x0A else 1
-                line, self._buffer = self._buffer[:index], self._buffer[index + skip :]
-                return line
-        return None
+        # From where the last search ended: a long line in small pieces must not be searched again and again.
+        match = _LINE_END.search(self._buffer, self._searched)
+        if match is None or (match[0] == b"\r" and match.end() == len(self._buffer)):
+            # The byte behind a CR decides whether it is CR or CR LF.
+            self._searched = match.start() if match is not None else len(self._buffer)
+            return None
+        line, self._buffer, self._searched = self._buffer[: match.start()], self._buffer[match.end() :], 0
+        return line
 
     def _field(self, line: bytes) -> None:
         if line.startswith(b":"):
@@ -105,11 +109,11 @@ class Parser:
         match name:
             case "data":
                 self._data.append(value)
-                self._data_chars += len(value)
+                self._data_chars += len(value) + 1  # the line's end counts: empty lines must not be free
             case "id" if "\0" not in value:
                 self._id = value
             case "retry" if value.isascii() and value.isdigit():
-                self._retry_ms = int(value)
+                self._retry_ms = int(value[:_RETRY_LIMIT_DIGITS])
             case _:
                 pass  # `event` and unknown fields carry nothing here
 

@@ -38,6 +38,10 @@ Catchup = Literal["all", "compact"]
 Begin = Callable[[bytes], Awaitable[Wire]]
 
 
+class _SentAway(Exception):
+    """It must go before it has caught up."""
+
+
 class Subscriber:
     __slots__ = (
         "_begin", "_catchup", "_cursor", "_ending", "_hub", "_opened_s", "_scope",
@@ -91,16 +95,7 @@ class Subscriber:
         outcome = "gone"
         try:
             with self._scope:
-                if await self._wait_open():
-                    await self._catch_up()
-                    await self._follow()
-                await self._say_farewell()
-                outcome = "sent_away"
-        except RedisRefused as error:
-            outcome = "refused"
-            await self._topic.refuse(error)
-            with self._scope:
-                await self._say_farewell()
+                outcome = await self._serve()
         except ClientGone:
             pass
         except ClientStuck:
@@ -117,6 +112,18 @@ class Subscriber:
             )  # fmt: skip
         return outcome in ("sent_away", "refused")
 
+    async def _serve(self) -> str:
+        try:
+            if await self._wait_open():
+                await self._catch_up()
+                await self._follow()
+        except _SentAway:
+            pass
+        except RedisRefused as error:
+            await self._topic.refuse(error)
+        await self._say_farewell()
+        return "sent_away" if self._topic.refused is None else "refused"
+
     async def _say_farewell(self) -> None:
         # The first write brings a `retry:` of its own.
         await self._write(b"" if self._wire is None else sse.retry_block(self._retry_ms()))
@@ -128,9 +135,10 @@ class Subscriber:
                 await self._wait_woken()
         while not (topic.opened or self._must_go()):
             # Redis is away: the client is told at once that the stream stands, and where, later.
-            await self._write(b"" if self._wire is None else sse.HEARTBEAT)
-            self.owes_heartbeat = False
-            await self._wait_woken()
+            if self._wire is None or self.owes_heartbeat:
+                await self._write(b"" if self._wire is None else sse.HEARTBEAT)
+            else:
+                await self._wait_woken()
         return topic.opened
 
     def _must_go(self) -> bool:
@@ -207,10 +215,11 @@ class Subscriber:
         topic, limit_events = self._topic, self._hub.settings.replay_page_events
         give_up_at_s = trio.current_time() + DISAGREEMENT_LIMIT_S
         while True:
+            known = topic.position
             page = await self._patiently(
                 lambda: read_after(self._hub.client, topic.key, cursor, limit_events)
             )
-            if topic.agrees_with(page.stream) or trio.current_time() > give_up_at_s:
+            if topic.agrees_with(page.stream, known) or trio.current_time() > give_up_at_s:
                 return page
             # The stream went back and the tail has not seen it yet. Answering now would have the hub tell
             # this client once more what it has just been told.
@@ -218,19 +227,21 @@ class Subscriber:
             await self._pause(DISAGREEMENT_LOOK_S)
 
     async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a read until Redis answers it. Raises RedisRefused, ClientGone or ClientStuck."""
+        """Repeat a read until Redis answers it. Raises RedisRefused, ClientGone, ClientStuck or _SentAway."""
         backoff = Backoff()
         while True:
-            # What the hub has queued so far was in the stream before this read, so the read tells of it.
-            self.backlog.clear()
             try:
                 async with self._hub.replays:
+                    # What the hub has queued so far was in the stream before this read, so the read tells it.
+                    self.backlog.clear()
                     return await read()
             except RedisUnavailable:
                 await self._pause(backoff.next_s())
 
     async def _pause(self, seconds: float) -> None:
         await trio.sleep(seconds)
+        if self._must_go():
+            raise _SentAway
         waited_s = trio.current_time() - self._opened_s
         if self._wire is None and waited_s > self._hub.settings.first_bytes_timeout_s:
             await self._write(b"")

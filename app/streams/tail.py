@@ -11,6 +11,7 @@ connection.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -74,7 +75,8 @@ class Tailed(Protocol):
         ...
 
     def rewind(self, stream: Snapshot) -> None:
-        """The stream went back, and now holds a `reload_required` that tells so: go on before that."""
+        """The stream went back, behind `position`, and now holds a `reload_required` that tells so, after
+        it: what was known from before is void, and reading goes on from `position`."""
         ...
 
     async def refuse(self, error: RedisRefused) -> None:
@@ -142,10 +144,10 @@ class Tails:
 
     def unwatch(self, topic: Tailed) -> None:
         """Stop reading it. What a read under way still returns for it is dropped."""
-        group = self._group_of.pop(topic.key, None)
-        if group is None:
+        group = self._group_of.get(topic.key)
+        if group is None or group.topics[topic.key] is not topic:
             return
-        del group.topics[topic.key]
+        del self._group_of[topic.key], group.topics[topic.key]
         if not group.topics:
             # Its task ends at its next turn; a new topic must not join a group on its way out.
             self._groups.remove(group)
@@ -240,11 +242,11 @@ class Group:
                 # happens before the first read, that read's own proof covers.)
                 await self._recheck(connection)
             self._has_read = self.connected = True
-            backoff.reset()
             while self.topics:
                 if self.recheck_wanted:
                     await self._recheck(connection)
                 await self._read_once(connection)
+                backoff.reset()
 
     async def _read_once(self, connection: Connection) -> None:
         topics = list(self.topics.values())
@@ -266,7 +268,10 @@ class Group:
         try:
             streams = parse_streams(reply)
         except RedisRefused:
+            watched = len(self.topics)
             await self._recheck(connection)  # finds the topic that Redis refuses, and lets it go
+            if len(self.topics) == watched:
+                raise
             return
         if not streams:
             return
@@ -340,7 +345,7 @@ class Group:
                 await topic.refuse(error)
                 continue
             decision = decide(topic.position, stream, entry_present=present)
-            if isinstance(decision, Reload):
+            if topic.epoch != stream.epoch or isinstance(decision, Reload):
                 await self._lose(connection, topic, stream)
             elif isinstance(decision, Live):
                 topic.added_at_position = stream.entries_added
@@ -362,30 +367,28 @@ class Group:
         self._tails.gaps += 1
         topic.added_at_position = stream.entries_added
         same_data = topic.epoch == stream.epoch
-        if (
-            same_data
-            and was_rolled_back(topic.position, stream)
-            and await self._mark(connection, topic, stream)
-        ):
+        if same_data and was_rolled_back(topic.position, stream) and await self._mark(connection, topic):
             topic.rewind(stream)
             return
         # Within one data set a loss concerns those who are not past it; after another, everybody.
         await topic.lose(stream, forced=not same_data or was_rolled_back(topic.position, stream))
 
-    async def _mark(self, connection: Connection, topic: Tailed, stream: Snapshot) -> bool:
+    async def _mark(self, connection: Connection, topic: Tailed) -> bool:
         """Append a `reload_required` to a stream that lost its newest events, so that also those learn of it
         who are away now and whose cursor is from before. Returns whether one is there."""
         lost = topic.position
         # The id that would have come next: of all the workers and servers that saw the same, one succeeds.
-        # Where new events are already behind it, each appends one of its own; a reload too many does no harm.
-        next_id = f"{lost.ms}-{lost.seq + 1}" if stream.last_generated <= lost else "*"
-        command = append_command(
-            topic.name, "reload_required", {"reason": "trimmed"}, maxlen=None, entry_id=next_id
+        next_id = str(StreamId(lost.ms, lost.seq + 1))
+        mark = partial(append_command, topic.name, "reload_required", {"reason": "trimmed"}, maxlen=None)
+        _, found = await self._call(
+            connection, mark(entry_id=next_id), ("XRANGE", topic.key, next_id, next_id)
         )
-        (reply,) = await self._call(connection, command)
-        if isinstance(reply, hiredis.ReplyError) and "equal or smaller" not in str(reply):
-            _log.error("rollback_not_marked", topic=topic.name, error=str(reply))
-            return False
+        if not found:
+            # New events are behind it already: each appends one of its own; a reload too many does no harm.
+            (reply,) = await self._call(connection, mark())
+            if isinstance(reply, hiredis.ReplyError):
+                _log.error("rollback_not_marked", topic=topic.name, error=str(reply))
+                return False
         return True
 
 

@@ -1,0 +1,275 @@
+"""Rounds of random faults against a running server.
+
+A lane is one Redis and one server of its own, and does one round after another, each on new topics; so a
+round may stop or wipe either of them. Lanes run side by side. A round: its clients follow their plans while
+one task does the steps; then the faults stop, markers are appended to each topic, and the clients have
+`SETTLE_LIMIT_S` to reach them; then the oracle judges every client's history.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import trio
+
+from . import plan as steps
+from .client import Client
+from .oracle import Event, Reload, Violation, check
+from .plan import Plan, Step, draw
+from .processes import Pair, RedisLink
+from .writer import TopicWriter, flush_all
+
+SERVER_ARGV = (
+    *(sys.executable, "-m", "app", "serve"),
+    *("--host", "127.0.0.1", "--port", "{port}", "--workers", "{workers}"),
+)
+DRAIN_S = 0.3
+BACKLOG_LIMIT_EVENTS = 40
+# Small limits, so that a round of a second meets them: replay goes to Redis page by page, a flood leaves the
+# window, a stalled client overflows or gets stuck.
+SETTINGS = {
+    "STALECAST_HEARTBEAT_INTERVAL_S": "0.2",
+    "STALECAST_STUCK_TIMEOUT_S": "0.8",
+    "STALECAST_DRAIN_S": str(DRAIN_S),
+    "STALECAST_RETRY_MS": "20",
+    "STALECAST_WINDOW_LIMIT_EVENTS": "16",
+    "STALECAST_REPLAY_PAGE_EVENTS": "10",
+    "STALECAST_BACKLOG_LIMIT_EVENTS": str(BACKLOG_LIMIT_EVENTS),
+    "STALECAST_TAIL_GROUP_LIMIT_TOPICS": "2",
+    "STALECAST_TAIL_READ_LIMIT_EVENTS": "50",
+    "STALECAST_TOPIC_LINGER_S": "0.1",
+}
+SETTLE_LIMIT_S = 10
+MARKER_PAUSE_S = 0.005
+AFTERMATH_S = 0.01  # for what must not come after the marker
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What came of one round. `counts`: how often what was exercised."""
+
+    seed: int
+    workers: int
+    violations: Sequence[Violation]
+    counts: Counter[str]
+    trace: str
+
+
+@dataclass(slots=True)
+class Report:
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Round]:
+        return [one for one in self.rounds if one.violations]
+
+    @property
+    def counts(self) -> Counter[str]:
+        return sum((one.counts for one in self.rounds), Counter())
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.rounds)} rounds, {len(self.failed)} with violations"]
+        for one in self.failed:
+            lines.append(
+                f"seed {one.seed}: python -m tests.delivery --seed {one.seed} --workers {one.workers}"
+            )
+            lines += [f"  {violation}" for violation in one.violations]
+        lines += [f"{count:>8} {name}" for name, count in sorted(self.counts.items())]
+        return "\n".join(lines)
+
+
+async def run_rounds(
+    seeds: Sequence[int],
+    *,
+    workers: Sequence[int] = (1, 2),
+    server_argv: Sequence[str] = SERVER_ARGV,
+    on_round: Callable[[Round], None] = lambda _: None,
+) -> Report:
+    """One lane for each entry of `workers`, which says how many worker processes its server has.
+
+    Raises ProcessFailed (with the server's stderr) when the server does not start or does not stop.
+    """
+    report = Report()
+
+    async def run_lane(worker_count: int, lane_seeds: Sequence[int]) -> None:
+        async with Pair(server_argv, SETTINGS, worker_count, DRAIN_S) as pair:
+            for seed in lane_seeds:
+                one = await _run_round(pair, draw(seed), worker_count)
+                report.rounds.append(one)
+                on_round(one)
+
+    async with trio.open_nursery() as nursery:
+        for lane, worker_count in enumerate(workers):
+            if lane_seeds := seeds[lane :: len(workers)]:
+                nursery.start_soon(run_lane, worker_count, lane_seeds)
+    return report
+
+
+async def _run_round(pair: Pair, plan: Plan, workers: int) -> Round:
+    topics = [TopicWriter(f"d{plan.seed}-{number}-{time.monotonic_ns()}") for number in range(plan.topics)]
+    clients = [
+        Client(f"{number}", client, topics[client.topic].name, pair.server.port)
+        for number, client in enumerate(plan.clients)
+    ]
+    driver = _Driver(pair, topics, clients)
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(client.run)
+        for step in plan.steps:
+            await driver.do(step)
+        await driver.settle()
+        nursery.cancel_scope.cancel()
+    driver.link.close()
+    crashes = [Violation("traceback", "-", -1, line[-400:]) for line in pair.server.take_tracebacks()]
+    return _judge(plan, workers, topics, clients, crashes)
+
+
+class _Driver:
+    """Does the steps of one round, one after another."""
+
+    def __init__(self, pair: Pair, topics: Sequence[TopicWriter], clients: Sequence[Client]) -> None:
+        self._pair = pair
+        self._topics = topics
+        self._clients = clients
+        self.link = RedisLink(pair.redis.port)
+
+    async def do(self, step: Step) -> None:
+        match step:
+            case steps.Pause():
+                await trio.sleep(step.for_s)
+            case steps.Publish():
+                self._topics[step.topic].publish(
+                    self.link, step.count, multi=step.multi, keep=step.keep, padding=step.padding
+                )
+            case steps.TrimToLength():
+                self._topics[step.topic].trim_to_length(self.link, step.keep)
+            case steps.TrimBelow():
+                self._topics[step.topic].trim_below(self.link, step.back)
+            case steps.Delete():
+                self._topics[step.topic].delete(self.link, step.backs)
+            case steps.DropTopic():
+                self._topics[step.topic].drop(self.link)
+            case steps.FlushAll():
+                flush_all(self.link, self._topics)
+            case steps.KillRedis():
+                await self._kill_redis(step)
+            case steps.FreezeServer():
+                await self._freeze_server(step)
+            case steps.RestartServer():
+                await self._restart_server(step)
+            case _:
+                assert_never(step)
+
+    async def settle(self) -> None:
+        for client in self._clients:
+            client.stay()
+        for _ in range(2):  # two, so that the markers themselves can show a disorder
+            for topic in self._topics:
+                topic.publish(self.link, 1)
+            await trio.sleep(MARKER_PAUSE_S)
+        with trio.move_on_after(SETTLE_LIMIT_S):
+            for client in self._clients:
+                await client.wait_reached(self._topics[client.plan.topic].newest)
+        await trio.sleep(AFTERMATH_S)
+
+    async def _kill_redis(self, step: steps.KillRedis) -> None:
+        for topic, count in zip(self._topics, step.in_flight, strict=True):
+            topic.send(self.link, count)
+        await trio.sleep(step.grace_s)
+        killed_s = time.monotonic()
+        self._pair.redis.kill()
+        try:
+            for topic in self._topics:
+                topic.collect(self.link)
+        except OSError:
+            pass  # what is left is in doubt until the restart
+        self.link.close()
+        if step.wiped:
+            self._pair.redis.wipe()
+        await trio.sleep(step.down_s)
+        await self._pair.redis.start()
+        self.link = RedisLink(self._pair.redis.port)
+        back_s = time.monotonic()
+        for topic in self._topics:
+            topic.settle_doubt(self.link, wiped=step.wiped)
+            if step.wiped:
+                topic.note_wipe(killed_s, back_s)
+
+    async def _freeze_server(self, step: steps.FreezeServer) -> None:
+        self._pair.server.freeze()
+        try:
+            for one in step.meanwhile:
+                await self.do(one)
+            await trio.sleep(step.for_s)
+        finally:
+            self._pair.server.thaw()
+
+    async def _restart_server(self, step: steps.RestartServer) -> None:
+        server = self._pair.server
+        if step.kill:
+            server.kill()
+        else:
+            for client in self._clients:
+                client.note_drain()
+            server.tell_to_stop()
+            for one in step.meanwhile:
+                await self.do(one)
+            await server.wait_stopped()
+        for one in step.meanwhile:
+            await self.do(one)
+        await server.start()
+
+
+def _judge(
+    plan: Plan,
+    workers: int,
+    topics: Sequence[TopicWriter],
+    clients: Sequence[Client],
+    crashes: Sequence[Violation],
+) -> Round:
+    violations = list(crashes)
+    for number, topic in enumerate(topics):
+        histories = [client.history for client in clients if client.plan.topic == number]
+        violations += check(topic.log, histories, backlog_limit_events=BACKLOG_LIMIT_EVENTS)
+    violations += [violation for client in clients for violation in client.wrong]
+    bad = {violation.client for violation in violations}
+    trace = "\n".join(_trace(topics[client.plan.topic], client) for client in clients if client.name in bad)
+    return Round(plan.seed, workers, violations, _count(plan, topics, clients), trace)
+
+
+def _count(plan: Plan, topics: Sequence[TopicWriter], clients: Sequence[Client]) -> Counter[str]:
+    counts = Counter(f"step {type(step).__name__}" for step in plan.steps)
+    counts["appended"] = sum(len(topic.log.appends) for topic in topics)
+    for client in clients:
+        counts.update({f"status {status}": count for status, count in client.statuses.items()})
+        for connection in client.history.connections:
+            counts["resumed"] += connection.cursor is not None
+            counts["drained"] += connection.drained
+            counts[f"ended {connection.end}"] += 1
+            for item in connection.items:
+                counts["received"] += isinstance(item, Event)
+                if isinstance(item, Reload):
+                    counts[f"reload {item.reason}"] += 1
+    return counts
+
+
+def _trace(topic: TopicWriter, client: Client) -> str:
+    log = topic.log
+    known = [
+        *((one.sent_s, f"append {one}") for one in log.appends),
+        *((one.sent_s, f"remove {one}") for one in log.removals),
+        *((one.sent_s, f"wipe {one}") for one in log.wipes),
+    ]
+    for number, one in enumerate(client.history.connections):
+        stalled = f" stalled at {one.stalled_s:.4f}" if one.stalled_s is not None else ""
+        known.append(
+            (one.opened_s, f"  client {client.name} connection {number} opens with {one.cursor}{stalled}")
+        )
+        known += [(item.at_s, f"  client {client.name} connection {number}: {item}") for item in one.items]
+    known.sort(key=lambda pair: pair[0])
+    return "\n".join(f"{at_s:.4f} {what}" for at_s, what in known)

@@ -1,0 +1,250 @@
+"""A round's schedule, drawn from its seed. Pure: the same seed gives the same plan, whatever the machine.
+
+A plan says what is tried, not what comes of it: where a fault falls between two packets is left to chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+HEAVY_SHARE = 0.35  # rounds with a restart: each costs about a second of start-up
+CALM_SHARE = 0.25  # rounds in which nothing is removed, so that every reload is a false one
+GARBAGE = ("x", "5-", "-1-0", "18446744073709551616-0", "1-2-3", "$", "0x10-0", "1 2")
+FUTURE = ("99999999999999-0", "18446744073709551615-18446744073709551615")
+
+
+class Cursor(StrEnum):
+    NONE = "none"
+    LAST = "last"
+    OLD = "old"  # any that the client was ever given
+    GARBAGE = "garbage"
+    FUTURE = "future"
+
+
+class Cut(StrEnum):
+    CLOSE = "close"
+    RESET = "reset"
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    after_s: float
+    for_s: float
+    small_buffer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stint:
+    """One connection of a client, from connecting to its cut."""
+
+    after_s: float
+    cursor: Cursor
+    hold_s: float
+    cut: Cut
+    stall: Stall | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPlan:
+    topic: int
+    seed: int
+    stints: tuple[Stint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """`count` events, as a pipeline or in one MULTI; with `keep` an exact XTRIM MAXLEN ends the MULTI."""
+
+    topic: int
+    count: int
+    multi: bool = False
+    keep: int | None = None
+    padding: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrimToLength:
+    topic: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrimBelow:
+    """XTRIM MINID at the entry `back` places before the newest."""
+
+    topic: int
+    back: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """XDEL of the entries that many places before the newest."""
+
+    topic: int
+    backs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropTopic:
+    topic: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlushAll:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class KillRedis:
+    """kill -9 with `in_flight` events sent but not answered; then restarted with or without its data."""
+
+    in_flight: tuple[int, ...]
+    grace_s: float
+    down_s: float
+    wiped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeServer:
+    """SIGSTOP while the steps are done, and for `for_s` in all."""
+
+    for_s: float
+    meanwhile: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestartServer:
+    """`kill`: SIGKILL; otherwise SIGTERM, and the drain is waited for. `meanwhile`: once while it stops, and
+    once while it is down."""
+
+    kill: bool
+    meanwhile: tuple[Step, ...]
+
+
+Step = (
+    Pause
+    | Publish
+    | TrimToLength
+    | TrimBelow
+    | Delete
+    | DropTopic
+    | FlushAll
+    | KillRedis
+    | FreezeServer
+    | RestartServer
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    seed: int
+    topics: int
+    clients: tuple[ClientPlan, ...]
+    steps: tuple[Step, ...]
+
+
+def draw(seed: int) -> Plan:
+    random = Random(seed)
+    topics = random.randint(1, 3)
+    duration_s = random.uniform(0.6, 1.5)
+    clients = tuple(_client(random, topics, duration_s) for _ in range(random.randint(4, 12)))
+    return Plan(seed, topics, clients, _steps(random, topics, duration_s))
+
+
+def _client(random: Random, topics: int, duration_s: float) -> ClientPlan:
+    stints = [_stint(random, first=True)]
+    if random.random() < 0.3:  # a late comer
+        stints = [_stint(random, first=True, after_s=random.uniform(0, duration_s))]
+    while sum(stint.after_s + stint.hold_s for stint in stints) < duration_s:
+        stints.append(_stint(random, first=False))
+    return ClientPlan(random.randrange(topics), random.getrandbits(32), tuple(stints))
+
+
+def _stint(random: Random, *, first: bool, after_s: float = 0) -> Stint:
+    stall = None
+    if random.random() < 0.15:
+        for_s = random.choice((random.uniform(0.02, 0.3), random.uniform(0.3, 1.2)))
+        stall = Stall(random.uniform(0, 0.1), for_s, small_buffer=random.random() < 0.7)
+    weights = (60, 0, 0, 4, 4) if first else (8, 72, 14, 3, 3)
+    return Stint(
+        after_s=after_s if first else random.choice((0, random.uniform(0, 0.05), random.uniform(0, 0.4))),
+        cursor=random.choices(tuple(Cursor), weights)[0],
+        hold_s=random.choice((random.uniform(0, 0.03), random.uniform(0, 0.3), random.uniform(0.3, 1.5))),
+        cut=random.choice(tuple(Cut)),
+        stall=stall,
+    )
+
+
+def _steps(random: Random, topics: int, duration_s: float) -> tuple[Step, ...]:
+    draw_light = _light_drawer(random, topics, calm=random.random() < CALM_SHARE)
+    steps: list[Step] = []
+    left_s = duration_s
+    while left_s > 0:
+        pause = Pause(min(random.expovariate(1 / 0.03), 0.2))
+        steps += [pause, draw_light()]
+        left_s -= pause.for_s
+    if random.random() < HEAVY_SHARE:
+        for _ in range(random.choice((1, 1, 1, 2))):
+            steps.insert(random.randrange(len(steps)), _heavy(random, topics, draw_light))
+    return tuple(steps)
+
+
+def _light_drawer(random: Random, topics: int, *, calm: bool) -> Callable[[], Step]:
+    def one() -> Step:
+        topic = random.randrange(topics)
+        removing = 0 if calm else 1
+        kind = random.choices(
+            ("burst", "multi", "flood", "multi-trim", "trim", "below", "delete", "drop", "freeze"),
+            (8, 4, 1.5, 2.5 * removing, 1.5 * removing, 1 * removing, 1 * removing, 0.3 * removing, 0.8),
+        )[0]
+        match kind:
+            case "burst":
+                return Publish(topic, random.randint(1, 6))
+            case "multi":
+                return Publish(topic, random.randint(2, 30), multi=True)
+            case "flood":  # beyond the window, the backlog and, padded, what the sockets hold
+                return Publish(topic, random.randint(60, 300), random.random() < 0.5, padding=200)
+            case "multi-trim":
+                return Publish(topic, random.randint(1, 40), multi=True, keep=random.randint(0, 12))
+            case "trim":
+                return TrimToLength(topic, random.choice((0, 1, random.randint(0, 20))))
+            case "below":
+                return TrimBelow(topic, random.randint(0, 15))
+            case "delete":
+                return Delete(
+                    topic, tuple({0 if random.random() < 0.3 else random.randint(0, 15) for _ in range(2)})
+                )
+            case "drop":
+                return DropTopic(topic)
+            case _:
+                meanwhile = tuple(step for _ in range(random.randint(1, 4)) if _is_short(step := one()))
+                return FreezeServer(random.uniform(0.05, 0.2), meanwhile)
+
+    return one
+
+
+def _heavy(random: Random, topics: int, draw_light: Callable[[], Step]) -> Step:
+    meanwhile = tuple(step for _ in range(random.randint(0, 4)) if _is_short(step := draw_light()))
+    match random.choice(("redis", "redis", "wipe", "flush", "stop", "kill")):
+        case "flush":
+            return FlushAll()
+        case "stop":
+            return RestartServer(kill=False, meanwhile=meanwhile)
+        case "kill":
+            return RestartServer(kill=True, meanwhile=meanwhile)
+        case kind:
+            in_flight = tuple(random.choice((0, 1, random.randint(0, 40))) for _ in range(topics))
+            grace_s = random.choice((0, random.uniform(0, 0.003)))
+            return KillRedis(in_flight, grace_s, random.choice((0, random.uniform(0, 0.3))), kind == "wipe")
+
+
+def _is_short(step: Step) -> bool:
+    return not isinstance(step, FreezeServer)

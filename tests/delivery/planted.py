@@ -1,0 +1,49 @@
+"""`python -m tests.delivery.planted BUG serve ...`: the server with a bug that the checker must see.
+
+Each bug replaces one function of `app` before the command line starts; the product has no hook for it. With
+one worker only: further workers are started anew from the real command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from app import cli
+from app.streams import subscriber, tail
+
+
+def no_live_trim_check() -> None:
+    """The live reader takes whatever XREAD returns for all there is."""
+    tail.continues = lambda *_: True
+
+
+def no_replay_trim_check() -> None:
+    """A resume believes that the cursor's entry is still there."""
+    decide = subscriber.decide
+
+    def trusting(cursor: Any, stream: Any, *, entry_present: bool) -> Any:
+        return decide(cursor, stream, entry_present=True)
+
+    subscriber.decide = trusting
+
+
+def no_hand_over() -> None:
+    """What the hub queued during the replay is dropped when the client goes live."""
+    follow = subscriber.Subscriber._follow
+
+    async def forgetful(self: subscriber.Subscriber) -> None:
+        self.backlog.clear()
+        await follow(self)
+
+    subscriber.Subscriber._follow = forgetful
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__: bug for bug in (no_live_trim_check, no_replay_trim_check, no_hand_over)
+}
+
+if __name__ == "__main__":
+    BUGS[sys.argv.pop(1)]()
+    cli.main()

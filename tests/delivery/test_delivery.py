@@ -1,0 +1,42 @@
+"""The first promise, tried: rounds of random faults against the real server and a real Redis.
+
+The number of rounds comes from STALECAST_DELIVERY_ROUNDS (about a second each, on two cores). The seeds are
+the same in every run; a failure prints the command that repeats its round.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from .chaos import SERVER_ARGV, run_rounds
+from .processes import RedisMissing, redis_binary
+
+ROUNDS = int(os.environ.get("STALECAST_DELIVERY_ROUNDS", "200"))
+PLANTED_ROUNDS = 12
+SILENT_GAPS = {"gap", "missing_reload"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _redis() -> None:
+    try:
+        redis_binary()
+    except RedisMissing as missing:
+        pytest.skip(str(missing))
+
+
+async def test_no_silent_gap_and_no_needless_reload() -> None:
+    report = await run_rounds(range(ROUNDS))
+    assert not report.failed, f"\n{report}"
+    assert len(report.rounds) == ROUNDS
+
+
+@pytest.mark.parametrize("bug", ["no_live_trim_check", "no_replay_trim_check", "no_hand_over"])
+async def test_a_planted_bug_is_found(bug: str) -> None:
+    serve = SERVER_ARGV[SERVER_ARGV.index("serve") :]
+    argv = (sys.executable, "-m", "tests.delivery.planted", bug, *serve)
+    report = await run_rounds(range(PLANTED_ROUNDS), workers=(1, 1), server_argv=argv)
+    found = {violation.kind for one in report.failed for violation in one.violations}
+    assert found & SILENT_GAPS, f"\n{report}"

@@ -1,0 +1,172 @@
+"""The only writer of the topics under test, and the keeper of their logs. One task calls it, step by step.
+
+That Redis is alive is the caller's affair; only `collect` expects it to be dead.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .oracle import Append, Removal, StreamId, TopicLog, Wipe, parse_id
+from .processes import RedisLink
+from .wire import event_id
+
+# Ids rise over a wipe only if the clock, in milliseconds, does.
+CLOCK_STEP_S = 0.002
+
+Command = Sequence[str | int]
+
+
+class RedisRefused(RuntimeError):
+    """Redis answered a command of the checker with an error: the checker's fault."""
+
+
+class TopicWriter:
+    """One topic's stream and what is known to have happened to it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.key = f"topic:events:{name}"
+        self._appends: list[Append] = []
+        self._removals: list[Removal] = []
+        self._wipes: list[Wipe] = []
+        self._in_doubt: list[Append] = []
+        self._numbers = 0
+
+    @property
+    def log(self) -> TopicLog:
+        return TopicLog(self._appends, self._removals, self._wipes)
+
+    @property
+    def newest(self) -> StreamId:
+        return self._back(0)
+
+    def publish(
+        self, link: RedisLink, count: int, *, multi: bool = False, keep: int | None = None, padding: int = 0
+    ) -> None:
+        numbers = self._take_numbers(count)
+        commands = [self._append_command(n, padding) for n in numbers]
+        if keep is not None:
+            commands += self._trim_commands("MAXLEN", keep)
+        sent_s = time.monotonic()
+        replies = _ask_atomically(link, commands) if multi else _ask(link, commands)
+        done_s = time.monotonic()
+        self._appends += [
+            Append(n, parse_id(id_.decode()), sent_s, done_s)
+            for n, id_ in zip(numbers, replies[:count], strict=True)
+        ]
+        if keep is not None:
+            self._note_trim(sent_s, done_s, replies[-1])
+
+    def trim_to_length(self, link: RedisLink, keep: int) -> None:
+        self._trim(link, "MAXLEN", keep)
+
+    def trim_below(self, link: RedisLink, back: int) -> None:
+        self._trim(link, "MINID", _text(self._back(back)))
+
+    def delete(self, link: RedisLink, backs: Sequence[int]) -> None:
+        ids = frozenset(self._back(back) for back in backs)
+        sent_s = time.monotonic()
+        _ask(link, [("XDEL", self.key, *map(_text, sorted(ids)))])
+        self._removals.append(Removal(sent_s, time.monotonic(), ids=ids))
+
+    def drop(self, link: RedisLink) -> None:
+        _wipe([self], lambda: _ask(link, [("DEL", self.key)]), traceless=True)
+
+    def send(self, link: RedisLink, count: int) -> None:
+        """Append without waiting for the replies: `collect` or `settle_doubt` come later."""
+        sent_s = time.monotonic()
+        numbers = self._take_numbers(count)
+        self._in_doubt += [Append(n, None, sent_s, sent_s) for n in numbers]
+        link.send([self._append_command(n, padding=0) for n in numbers])
+
+    def collect(self, link: RedisLink) -> None:
+        """Take the replies of `send`. Raises OSError when Redis died before the last one."""
+        while self._in_doubt:
+            reply = _checked(link.read())
+            append = self._in_doubt.pop(0)
+            self._appends.append(Append(append.n, parse_id(reply.decode()), append.sent_s, time.monotonic()))
+
+    def settle_doubt(self, link: RedisLink, *, wiped: bool) -> None:
+        """After a restart: the stream itself says which appends happened, unless it was wiped."""
+        done_s = time.monotonic()
+        ids: dict[int, StreamId | None] = {}
+        for id_, (_, payload) in _ask(link, [("XRANGE", self.key, "-", "+")])[0]:
+            ids[_number(payload)] = parse_id(id_.decode())
+        for append in self._in_doubt:
+            if wiped or append.n in ids:
+                self._appends.append(Append(append.n, ids.get(append.n), append.sent_s, done_s))
+        self._in_doubt.clear()
+
+    def note_wipe(self, sent_s: float, done_s: float, *, traceless: bool = False) -> None:
+        self._wipes.append(Wipe(sent_s, done_s, traceless))
+
+    def _take_numbers(self, count: int) -> range:
+        first = self._numbers
+        self._numbers += count
+        return range(first, self._numbers)
+
+    def _append_command(self, n: int, padding: int) -> Command:
+        data = {"id": event_id(self.name, n), "reason": "x" * (padding or 1)}
+        return "XADD", self.key, "*", "payload", json.dumps({"event": "argument_updated", "data": data})
+
+    def _trim(self, link: RedisLink, by: str, limit: int | str) -> None:
+        sent_s = time.monotonic()
+        replies = _ask_atomically(link, self._trim_commands(by, limit))
+        self._note_trim(sent_s, time.monotonic(), replies[-1])
+
+    def _trim_commands(self, by: str, limit: int | str) -> list[Command]:
+        return [("XTRIM", self.key, by, "=", limit), ("XRANGE", self.key, "-", "+", "COUNT", 1)]
+
+    def _note_trim(self, sent_s: float, done_s: float, oldest_left: list[Any]) -> None:
+        if oldest_left:
+            below = parse_id(oldest_left[0][0].decode()) or (0, 0)
+        else:
+            ms, seq = self.newest
+            below = (ms, seq + 1)
+        self._removals.append(Removal(sent_s, done_s, below=below))
+
+    def _back(self, places: int) -> StreamId:
+        """The id of the entry that many places before the newest, as far as there is one."""
+        recent = [append.id for append in self._appends[-1 - places :] if append.id is not None]
+        return recent[0] if recent else (0, 0)
+
+
+def flush_all(link: RedisLink, topics: Sequence[TopicWriter]) -> None:
+    _wipe(topics, lambda: _ask(link, [("FLUSHALL",)]), traceless=False)
+
+
+def _wipe(topics: Sequence[TopicWriter], wipe: Callable[[], object], *, traceless: bool) -> None:
+    time.sleep(CLOCK_STEP_S)
+    sent_s = time.monotonic()
+    wipe()
+    done_s = time.monotonic()
+    time.sleep(CLOCK_STEP_S)
+    for topic in topics:
+        topic.note_wipe(sent_s, done_s, traceless=traceless)
+
+
+def _text(id_: StreamId) -> str:
+    return f"{id_[0]}-{id_[1]}"
+
+
+def _number(payload: bytes) -> int:
+    return int(json.loads(payload)["data"]["id"].split(".")[1])
+
+
+def _ask(link: RedisLink, commands: Sequence[Command]) -> list[Any]:
+    return [_checked(reply) for reply in link.ask(commands)]
+
+
+def _ask_atomically(link: RedisLink, commands: Sequence[Command]) -> list[Any]:
+    replies = _ask(link, [("MULTI",), *commands, ("EXEC",)])[-1]
+    return [_checked(reply) for reply in replies]
+
+
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise RedisRefused(str(reply))
+    return reply

@@ -1,0 +1,448 @@
+"""The fan-out, and what the hub does for all clients together: heartbeats, limits, leaving, draining."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import trio
+from conftest import World
+from redis import Redis
+from servers import wait_for
+
+from app.contracts import builtin_registry
+from app.publish import publish_topic_event_sync, stream_key
+from app.redis_connection import Address
+from app.settings import Settings
+from app.streams.hub import Hub
+from app.streams.ids import StreamId
+from app.streams.tail import Tails
+
+KINDS = [False, True]
+
+
+# -- fan-out
+
+
+async def test_every_client_of_a_topic_and_no_other_gets_its_events(autojump_clock, world):
+    here = [world.connect(asgi=kind) for kind in KINDS * 3]
+    elsewhere = [world.connect(topic="b", asgi=kind) for kind in KINDS]
+    await world.settle()
+
+    world.publish(1, 2, 3)
+    world.publish(1, topic="b")
+    await world.deliver("a")
+    await world.deliver("b")
+    await world.settle()
+
+    assert [browser.told for browser in here] == [["1-0 n1", "2-0 n2", "3-0 n3"]] * 6
+    assert [browser.told for browser in elsewhere] == [["1-0 n1"]] * 2
+    statistics = world.hub.statistics()
+    assert (statistics.topics, statistics.clients, statistics.events) == (2, 8, 4)
+    assert statistics.live_clients == 4  # those with a socket of their own
+
+
+async def test_one_delivery_is_one_write(autojump_clock, world):
+    browser = world.connect()
+    await world.settle()
+    browser.receive()
+    sizes = []
+    world.publish(*range(1, 51))
+
+    await world.deliver()
+    sizes.append(browser.socket.recv(1 << 16))
+
+    assert sizes[0].count(b"data: ") == 50
+    assert sizes[0].count(b"\r\n") == 2  # one chunk
+
+
+async def test_a_fan_out_to_many_lets_others_have_their_turn(autojump_clock, world):
+    for _ in range(1200):
+        world.connect()
+    await world.settle()
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    world.publish(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        await world.deliver()
+        assert turns > before
+        nursery.cancel_scope.cancel()
+
+    assert all(browser.told == ["1-0 n1"] for browser in world.browsers)
+
+
+async def test_a_client_that_leaves_while_a_fan_out_yields_gets_nothing(autojump_clock, world):
+    """Its socket is closed by then, and the number of its descriptor may be another client's."""
+    browsers = [world.connect() for _ in range(1200)]
+    await world.settle()
+    left = browsers[-1]
+
+    async def leave() -> None:
+        left.disconnect()
+        left.close()
+
+    world.publish(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave)
+        await world.deliver()
+    await world.settle()
+
+    assert all(browser.told == ["1-0 n1"] for browser in browsers[:-1])
+    assert world.hub.statistics().clients == len(browsers) - 1
+
+
+async def test_a_client_sent_away_while_a_fan_out_yields_gets_nothing_after_its_goodbye(
+    autojump_clock, world
+):
+    browsers = [world.connect() for _ in range(1200)]
+    await world.settle()
+    sent_away = browsers[-1]
+
+    async def send_away() -> None:
+        sent_away.subscriber.end()
+
+    world.publish(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_away)
+        await world.deliver()
+    await world.settle()
+
+    assert sent_away.ended_cleanly is True
+    assert sent_away.retries_ms[1:] == [sent_away.messages[-1].retry_ms]
+    assert all(browser.told == ["1-0 n1"] for browser in browsers[:-1])
+
+
+async def test_a_client_whose_socket_broke_is_let_go(autojump_clock, world):
+    browser, other = world.connect(), world.connect()
+    await world.settle()
+    browser.socket.close()
+
+    await world.publish_and_deliver(1)
+    await world.publish_and_deliver(2)
+
+    assert browser.ended_cleanly is False
+    assert other.told == ["1-0 n1", "2-0 n2"]
+    assert world.hub.statistics().clients == 1
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+async def test_malformed_entries_are_passed_over(autojump_clock, world, asgi):
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+    world.publish(1)
+    world.writer.xadd("topic:events:a", {"payload": "not json"}, id="2-0")
+    world.writer.xadd("topic:events:a", {"other": "{}"}, id="3-0")
+    world.publish(4)
+    world.writer.xadd("topic:events:a", {"payload": "not json"}, id="5-0")
+    await world.deliver()
+    await world.settle()
+
+    assert browser.told == ["1-0 n1", "4-0 n4"]
+    assert world.hub.statistics().malformed_entries == 3
+    # Resuming from the id of one of them, which no client was told, proves nothing but harms nothing either.
+    for cursor, told in [("1-0", ["4-0 n4"]), ("4-0", []), ("2-0", ["4-0 n4"]), ("5-0", [])]:
+        again = world.connect(cursor, asgi=asgi)
+        await trio.sleep(1)
+        assert again.told == told, cursor
+        assert again.position in ("4-0", "5-0")
+
+
+async def test_only_malformed_entries_reach_nobody(autojump_clock, world):
+    browser = world.connect()
+    await world.settle()
+    world.writer.xadd("topic:events:a", {"payload": "not json"}, id="1-0")
+    await world.deliver()
+
+    assert browser.told == []
+    await world.publish_and_deliver(2)
+    assert browser.told == ["2-0 n2"]
+
+
+# -- heartbeats
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+async def test_a_silent_stream_gets_heartbeats(autojump_clock, make_world, asgi):
+    world = await make_world(heartbeat_interval_s=15)
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+
+    await trio.sleep(14)
+    assert browser.comments == 0
+    await trio.sleep(3)
+    assert browser.comments == 1
+    await trio.sleep(150)
+    assert 9 <= browser.comments <= 11
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+async def test_a_stream_with_events_gets_none(autojump_clock, make_world, asgi):
+    world = await make_world(heartbeat_interval_s=15)
+    busy, silent = world.connect(asgi=asgi), world.connect(topic="b", asgi=asgi)
+    await world.settle()
+
+    for number in range(1, 30):
+        await trio.sleep(10)
+        await world.publish_and_deliver(number)
+        silent.receive()
+        busy.receive()
+
+    assert busy.comments == 0
+    assert silent.comments >= 15
+
+
+async def test_a_heartbeat_finds_out_who_has_gone(autojump_clock, make_world):
+    world = await make_world(heartbeat_interval_s=15)
+    browser = world.connect()
+    await world.settle()
+    browser.socket.close()
+
+    await trio.sleep(40)
+
+    assert browser.ended_cleanly is False
+    assert world.hub.statistics().clients == 0
+
+
+# -- joining and leaving
+
+
+async def test_a_topic_is_read_a_while_longer_than_it_is_watched(autojump_clock, make_world):
+    world = await make_world(topic_linger_s=10)
+    first = world.connect()
+    await world.settle()
+    await world.publish_and_deliver(1)
+    first.disconnect()
+    await trio.sleep(9)
+    assert stream_key("a") in world.tails.watched
+    reads = world.client.reads
+
+    again = world.connect("1-0")
+    await world.settle()
+    assert world.client.reads == reads  # from memory
+    await trio.sleep(60)
+    assert stream_key("a") in world.tails.watched
+
+    again.disconnect()
+    await trio.sleep(13)
+    assert world.tails.watched == {}
+    statistics = world.hub.statistics()
+    assert (statistics.topics, statistics.clients, statistics.window_bytes) == (0, 0, 0)
+
+
+async def test_a_topic_nobody_waited_for_is_given_up(autojump_clock, make_world):
+    world = await make_world()
+    world.client.away = True
+    browser = world.connect()
+    await trio.sleep(2)
+    browser.disconnect()
+    await trio.sleep(10)
+
+    assert world.hub.statistics().topics == 0
+
+
+async def test_clients_come_and_go_and_nothing_remains(autojump_clock, make_world):
+    world = await make_world(topic_linger_s=5)
+    world.publish(*range(1, 10))
+    for number in range(200):
+        browser = world.connect(f"{number % 9 + 1}-0", topic=f"t{number % 7}", asgi=number % 2 == 0)
+        for _ in range(number % 5):
+            await trio.lowlevel.checkpoint()
+        browser.disconnect()
+    await trio.sleep(30)
+
+    statistics = world.hub.statistics()
+    assert (statistics.topics, statistics.clients, statistics.live_clients) == (0, 0, 0)
+    assert statistics.window_bytes == 0
+    assert world.tails.watched == {}
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+async def test_a_refused_topic_sends_everyone_away(autojump_clock, world, asgi):
+    browsers = [world.connect(asgi=asgi) for _ in range(3)]
+    other = world.connect(topic="b", asgi=asgi)
+    await world.settle()
+    topic = world.tails.watched[stream_key("a")]
+
+    await topic.refuse(Exception("WRONGTYPE"))
+    await world.settle()
+
+    assert [browser.ended_cleanly for browser in browsers] == [True] * 3
+    assert all(browser.retries_ms[-1] >= 10 * 1000 for browser in browsers)
+    assert other.ended_cleanly is None
+    assert world.hub.statistics().clients == 1
+
+    # Whoever comes back afterwards starts anew.
+    again = world.connect(asgi=asgi)
+    await world.settle()
+    await world.publish_and_deliver(1)
+    assert again.told == ["1-0 n1"]
+
+
+# -- draining
+
+
+async def test_a_drain_sends_everyone_away_one_after_the_other(autojump_clock, make_world):
+    world = await make_world(drain_rate_clients_per_s=1)
+    browsers = [world.connect(asgi=kind) for kind in KINDS * 20]
+    await world.settle()
+    started_s = trio.current_time()
+
+    await world.hub.drain(20)
+    await world.settle()
+
+    assert all(browser.ended_cleanly for browser in browsers)
+    ended_s = sorted(browser.ended_s - started_s for browser in browsers)
+    assert 5 < ended_s[-1] <= 20
+    per_second = Counter(int(moment_s) for moment_s in ended_s)
+    assert max(per_second.values()) <= 6  # nobody meets all the others at the next server
+    assert all(len(browser.retries_ms) == 2 for browser in browsers)
+    assert len({browser.retries_ms[-1] for browser in browsers}) > 20
+    statistics = world.hub.statistics()
+    assert statistics.clients == 0
+    assert statistics.draining
+
+
+async def test_a_few_clients_are_sent_away_fast(autojump_clock, make_world):
+    world = await make_world(drain_rate_clients_per_s=500)
+    browsers = [world.connect() for _ in range(10)]
+    await world.settle()
+    started_s = trio.current_time()
+
+    await world.hub.drain(25)
+    await world.settle()
+
+    assert all(browser.ended_cleanly for browser in browsers)
+    assert trio.current_time() - started_s < 1
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+@pytest.mark.parametrize("cursor", [None, "1-0"])
+async def test_who_comes_during_a_drain_is_sent_away_at_once(autojump_clock, world, asgi, cursor):
+    world.publish(1, 2)
+    await world.open()
+    await world.hub.drain(1)
+
+    browser = world.connect(cursor, asgi=asgi)
+    await world.settle()
+
+    assert browser.ended_cleanly is True
+    assert browser.retries_ms != []
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+@pytest.mark.parametrize("cursor", [None, "1-0"])
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_drain_ends_those_who_wait_for_redis_as_well(
+    autojump_clock, make_world, asgi, cursor, opened
+):
+    world = await make_world(window_limit_events=0)
+    world.publish(1, 2, 3)
+    if opened:
+        await world.open()
+    world.client.away = True
+    browser = world.connect(cursor, asgi=asgi)
+    await trio.sleep(5)
+
+    await world.hub.drain(10)
+    await trio.sleep(10)
+
+    assert browser.ended_cleanly is True
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+async def test_a_drain_loses_nothing_that_was_delivered(autojump_clock, make_world, asgi):
+    """What a client gets before its end, together with what it gets by resuming, is everything."""
+    for moment in range(6):
+        world = await make_world()
+        browser = world.connect(asgi=asgi)
+        await world.settle()
+        appended = await world.publish_and_deliver(1)
+
+        async def end_soon(moment=moment, world=world) -> None:
+            for _ in range(moment):
+                await trio.lowlevel.checkpoint()
+            await world.hub.drain(1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_soon)
+            for number in (2, 3, 4):
+                appended += world.publish(number)
+                await world.deliver()
+        await world.settle()
+        assert browser.ended_cleanly is True
+
+        told = [StreamId.parse(told.split()[0]) for told in browser.told]
+        assert told == appended[: len(told)]
+
+
+# -- with the real tail and the real client
+
+
+@pytest.fixture
+async def real_world(redis_url, client, nursery):
+    """The hub as `Services` makes it; browsers as in `World`."""
+    tails = Tails(
+        Address.from_url(redis_url), client, group_limit_topics=2, read_limit_events=50, timeout_s=5
+    )
+    world = World(nursery)
+    world.hub = Hub(
+        Settings(_env_file=None, replay_page_events=7, window_limit_events=20),
+        builtin_registry(),
+        client,
+        tails,
+    )
+    await nursery.start(world.hub.run)
+    yield world
+    world.close()
+
+
+def publish(writer: Redis, topic: str, number: int) -> StreamId:
+    data = {"id": f"r{number}", "reason": f"n{number}"}
+    return StreamId.parse(publish_topic_event_sync(writer, topic, "argument_updated", data))
+
+
+async def test_events_reach_all_clients_whenever_they_come(real_world, writer):
+    """Every 10th event brings a client that resumes from somewhere; all of them miss nothing."""
+    appended: dict[str, list[StreamId]] = {"a": [], "b": [], "c": []}
+    browsers = []
+    for number in range(150):
+        for topic, ids in appended.items():
+            ids.append(publish(writer, topic, number))
+            if number % 10 == 5:
+                cursor = ids[number // 3]
+                browser = real_world.connect(cursor, topic=topic, asgi=number % 20 == 5)
+                browsers.append((browser, topic, cursor))
+        if number % 7 == 0:
+            await trio.sleep(0.002)
+
+    for browser, topic, cursor in browsers:
+        newest = str(appended[topic][-1])
+        await wait_for(lambda browser=browser, newest=newest: browser.position == newest, 10)
+        browser.check_no_gap(cursor, appended[topic])
+        assert "trimmed" not in str(browser.told)
+
+
+async def test_a_flush_reaches_every_client(real_world, writer):
+    topics = [f"t{number}" for number in range(5)]
+    for topic in topics:
+        publish(writer, topic, 1)
+    browsers = {topic: real_world.connect(topic=topic, asgi=asgi) for topic, asgi in zip(
+        topics, itertools.cycle(KINDS), strict=False
+    )}  # fmt: skip
+    await wait_for(lambda: all(browser.position for browser in browsers.values()))
+    await trio.sleep(0.05)
+
+    writer.flushall()
+    newest = {topic: publish(writer, topic, 2) for topic in topics}
+
+    for topic, browser in browsers.items():
+        await wait_for(lambda browser=browser: browser.told, 10)
+        assert browser.told == [f"{newest[topic]} trimmed"]

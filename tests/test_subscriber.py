@@ -1,0 +1,658 @@
+"""One client: what it is told, from wherever it comes and whatever happens meanwhile."""
+
+import itertools
+
+import pytest
+import trio
+
+from app.publish import InvalidTopicId
+from app.streams.hub import HubFull
+from app.streams.ids import BEGINNING, StreamId
+
+pytestmark = pytest.mark.parametrize("asgi", [False, True], ids=["socket", "asgi"])
+
+
+def at(number: int) -> StreamId:
+    return StreamId(number, 0)
+
+
+# -- first bytes
+
+
+async def test_a_client_without_a_cursor_is_told_where_it_stands(autojump_clock, world, asgi):
+    world.publish(1, 2)
+
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+
+    assert browser.position == "2-0"
+    assert browser.told == []
+    assert browser.messages[0].retry_ms is not None
+    await world.publish_and_deliver(3, 4)
+    assert browser.told == ["3-0 n3", "4-0 n4"]
+
+
+async def test_a_client_of_a_topic_without_events_can_resume_as_well(autojump_clock, world, asgi):
+    first = world.connect(asgi=asgi)
+    await world.settle()
+    position = first.position
+    first.disconnect()
+    await world.publish_and_deliver(1, 2)
+
+    again = world.connect(position, asgi=asgi)
+    await world.settle()
+
+    assert again.told == ["1-0 n1", "2-0 n2"]
+
+
+async def test_reconnects_are_drawn_apart(autojump_clock, world, asgi):
+    browsers = [world.connect(asgi=asgi) for _ in range(30)]
+    await world.settle()
+
+    retries_ms = [browser.retries_ms[0] for browser in browsers]
+    assert all(1000 <= retry_ms <= 2000 for retry_ms in retries_ms)
+    assert len(set(retries_ms)) > 20
+
+
+@pytest.mark.parametrize("cursor", ["x", "1-", "-1", "$", "9" * 30, "18446744073709551616-0"])
+async def test_an_id_that_does_not_parse_is_a_reload(autojump_clock, world, asgi, cursor):
+    world.publish(1, 2)
+
+    browser = world.connect(cursor, asgi=asgi)
+    await world.settle()
+
+    assert browser.told == ["2-0 invalid_id"]
+    await world.publish_and_deliver(3)
+    assert browser.told == ["2-0 invalid_id", "3-0 n3"]
+
+
+async def test_what_cannot_be_joined_is_refused_before_anything_is_promised(autojump_clock, make_world, asgi):
+    world = await make_world(max_clients=1)
+
+    with pytest.raises(InvalidTopicId):
+        world.connect(topic="a b", asgi=asgi)
+    world.connect(asgi=asgi)
+    with pytest.raises(HubFull):
+        world.connect(asgi=asgi)
+    assert world.hub.statistics().clients == 1
+
+
+# -- resuming
+
+
+@pytest.mark.parametrize("window_limit_events", [0, 3, 50])
+@pytest.mark.parametrize("replay_page_events", [1, 4, 200])
+@pytest.mark.parametrize("catchup", ["all", "compact"])
+@pytest.mark.parametrize("opened_at", [0, 5, 9])
+async def test_exactly_what_was_missed_is_replayed(
+    autojump_clock, make_world, asgi, window_limit_events, replay_page_events, catchup, opened_at
+):
+    world = await make_world(window_limit_events=window_limit_events, replay_page_events=replay_page_events)
+    appended = world.publish(*range(1, opened_at + 1))
+    await world.open()
+    appended += await world.publish_and_deliver(*range(opened_at + 1, 10))
+
+    for cursor in [BEGINNING, *appended]:
+        browser = world.connect(cursor, catchup=catchup, asgi=asgi)
+        await world.settle()
+        browser.check_no_gap(cursor, appended)
+        assert browser.position == "9-0"
+        browser.disconnect()
+
+
+async def test_a_client_that_has_everything_is_told_nothing(autojump_clock, world, asgi):
+    world.publish(1, 2, 3)
+
+    browser = world.connect("3-0", asgi=asgi)
+    await world.settle()
+
+    assert browser.told == []
+    assert browser.position == "3-0"
+
+
+async def test_resuming_within_the_window_does_not_ask_redis(autojump_clock, world, asgi):
+    await world.open()
+    await world.publish_and_deliver(*range(1, 10))
+    reads = world.client.reads
+
+    browsers = [world.connect(f"{number}-0", asgi=asgi) for number in range(1, 10)]
+    await world.settle()
+
+    assert world.client.reads == reads
+    assert [len(browser.told) for browser in browsers] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+
+async def test_resuming_from_before_the_window_asks_redis_once_for_all(autojump_clock, world, asgi):
+    world.publish(*range(1, 10))
+    await world.open()
+    reads = world.client.reads
+
+    browsers = [world.connect(f"{number % 9 + 1}-0", asgi=asgi) for number in range(90)]
+    await world.settle()
+
+    # Also for those who had to wait for their turn to ask (hub.REPLAYS_AT_ONCE).
+    assert world.client.reads == reads + 1
+    assert all(browser.position == "9-0" for browser in browsers)
+
+
+@pytest.mark.parametrize("cursor", ["3-0", "3-5", "99-0", "0-5000000000", "0-0"])
+async def test_a_cursor_that_proves_nothing_is_a_reload(autojump_clock, world, asgi, cursor):
+    world.publish(*range(1, 10))
+    world.writer.xtrim("topic:events:a", minid="5-0", approximate=False)
+
+    browser = world.connect(cursor, asgi=asgi)
+    await world.settle()
+
+    assert browser.told == ["9-0 trimmed"]
+    await world.publish_and_deliver(10)
+    assert browser.told == ["9-0 trimmed", "10-0 n10"]
+
+
+async def test_trimming_between_two_pages_is_a_reload(autojump_clock, make_world, asgi):
+    world = await make_world(replay_page_events=2, window_limit_events=0)
+    appended = world.publish(*range(1, 10))
+    await world.open()
+    calls = itertools.count()
+
+    async def trim_later() -> None:
+        await trio.lowlevel.checkpoint()
+        if next(calls) == 4:
+            world.writer.xtrim("topic:events:a", minid="8-0", approximate=False)
+
+    world.client.at_await = trim_later
+    browser = world.connect("1-0", asgi=asgi)
+    await world.settle()
+
+    assert browser.told[-1] == "9-0 trimmed"
+    assert browser.told[:-1] == [f"{number}-0 n{number}" for number in range(2, len(browser.told) + 1)]
+    browser.check_no_gap(at(1), appended)
+
+
+async def test_a_client_cut_during_its_replay_can_resume_it(autojump_clock, make_world, asgi):
+    """It brought its cursor in the query, so its browser has no last event id of its own yet."""
+    world = await make_world(replay_page_events=2, window_limit_events=0)
+    world.publish(*range(1, 10))
+    browser = world.connect("1-0", asgi=asgi)
+    while not browser.begun:
+        await trio.lowlevel.checkpoint()
+    browser.disconnect()
+    await world.settle()
+
+    assert browser.position in ("", *(f"{number}-0" for number in range(1, 10)))
+    if browser.messages:
+        assert browser.position != ""
+
+
+async def test_a_compact_replay_brings_the_newest_of_each(autojump_clock, world, asgi):
+    world.publish(1, 2, 3)
+    world.publish(4, 5, 6, resource="often")
+    world.publish(7, resource="r2")
+
+    browser = world.connect("1-0", catchup="compact", asgi=asgi)
+    await world.settle()
+
+    assert browser.told == ["3-0 n3", "6-0 n6", "7-0 n7"]
+    assert browser.position == "7-0"
+
+
+async def test_a_compact_replay_of_more_than_fits_is_a_reload(autojump_clock, make_world, asgi):
+    world = await make_world(stream_maxlen=5, window_limit_events=0)
+    world.publish(*range(1, 21))
+
+    browser = world.connect("1-0", catchup="compact", asgi=asgi)
+    await world.settle()
+    await world.publish_and_deliver(21)
+
+    assert "overflow" in browser.told[0]
+    browser.check_no_gap(at(1), [at(number) for number in range(1, 22)])
+
+
+# -- the hand-over from replay to live
+
+
+@pytest.mark.parametrize("window_limit_events", [0, 50])
+@pytest.mark.parametrize("catchup", ["all", "compact"])
+@pytest.mark.parametrize("cursor", [None, "first", "middle", "newest", "origin"])
+async def test_an_event_at_any_moment_arrives_once(
+    autojump_clock, make_world, asgi, window_limit_events, catchup, cursor
+):
+    """At the n-th thing that the client's task waits for, one more event is appended and delivered."""
+    for moment in itertools.count():
+        world = await make_world(window_limit_events=window_limit_events, replay_page_events=2)
+        if cursor == "origin":
+            await world.open()
+            (topic,) = world.tails.watched.values()
+            start = topic.position
+            appended = await world.publish_and_deliver(1, 2, 3, 4)
+        else:
+            appended = world.publish(1, 2, 3, 4)
+            start = {"first": at(1), "middle": at(3), "newest": at(4)}.get(cursor)
+        calls = itertools.count()
+        happened = False
+
+        async def happen(world=world, calls=calls, moment=moment, appended=appended) -> None:
+            nonlocal happened
+            await trio.lowlevel.checkpoint()
+            if next(calls) == moment:
+                happened = True
+                appended += world.publish(5)
+                await world.deliver()
+
+        world.client.at_await = happen
+        browser = world.connect(start, catchup=catchup, asgi=asgi)
+        await trio.sleep(1)
+        world.client.at_await = trio.lowlevel.checkpoint
+        appended += await world.publish_and_deliver(6)
+
+        browser.receive()
+        if start is None:  # it stands where it was told first
+            start = next(
+                StreamId.parse(message.last_event_id) for message in browser.messages if message.last_event_id
+            )
+        browser.check_no_gap(start, appended)
+        if not happened:
+            assert moment > 1
+            return
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_a_loss_at_any_moment_is_told(autojump_clock, make_world, asgi, forced):
+    for moment in itertools.count():
+        world = await make_world(replay_page_events=2, window_limit_events=0)
+        appended = world.publish(1, 2, 3, 4)
+        await world.open()
+        calls = itertools.count()
+        happened = False
+
+        async def happen(world=world, calls=calls, moment=moment) -> None:
+            nonlocal happened
+            await trio.lowlevel.checkpoint()
+            if next(calls) == moment:
+                happened = True
+                world.client.at_await = trio.lowlevel.checkpoint
+                if forced:
+                    world.writer.flushall()
+                    world.publish(1)
+                else:
+                    world.publish(5, 6)
+                    world.writer.xtrim("topic:events:a", maxlen=1, approximate=False)
+                await world.lose(forced=forced)
+
+        world.client.at_await = happen
+        browser = world.connect("2-0", asgi=asgi)
+        await trio.sleep(1)
+        world.client.at_await = trio.lowlevel.checkpoint
+        if not happened:
+            assert moment > 2
+            return
+        appended += await world.publish_and_deliver(2 if forced else 7)
+
+        newest = "1-0" if forced else "6-0"
+        assert browser.told.count(f"{newest} trimmed") == 1, moment
+        assert browser.told[-1] == ("2-0 n2" if forced else "7-0 n7"), moment
+
+
+async def test_a_client_ahead_of_the_hub_gets_nothing_twice(autojump_clock, world, asgi):
+    """It comes from an instance that reads faster."""
+    await world.open()
+    world.publish(1, 2, 3)
+    browser = world.connect("2-0", asgi=asgi)
+    await world.settle()
+    assert browser.told == ["3-0 n3"]
+
+    await world.deliver()
+    await world.settle()
+    assert browser.told == ["3-0 n3"]
+
+    await world.publish_and_deliver(4)
+    assert browser.told == ["3-0 n3", "4-0 n4"]
+
+
+async def test_a_stream_that_went_back_is_told_once(autojump_clock, world, asgi):
+    world.publish(1, 2, 3)
+    await world.open()
+    world.writer.flushall()
+    world.publish(1)
+
+    browser = world.connect("2-0", asgi=asgi)
+    await trio.sleep(0.1)
+    assert "topic:events:a" in world.tails.rechecked
+    await world.lose(forced=True)
+    await trio.sleep(1)
+    await world.publish_and_deliver(2)
+
+    assert browser.told == ["1-0 trimmed", "2-0 n2"]
+
+
+async def test_a_reload_is_told_also_when_the_hub_never_agrees(autojump_clock, world, asgi):
+    world.publish(1, 2, 3)
+    await world.open()
+    world.writer.flushall()
+    world.publish(1)
+
+    browser = world.connect("2-0", asgi=asgi)
+    await trio.sleep(60)
+
+    assert browser.told == ["1-0 trimmed"]
+
+
+async def test_a_replay_of_a_busy_topic_does_not_wait_for_a_quiet_moment(autojump_clock, make_world, asgi):
+    """At every look at the stream the tail is a little further: that is no disagreement."""
+    world = await make_world(window_limit_events=0)
+    appended = world.publish(1, 2, 3)
+    await world.open()
+    numbers = iter(range(4, 60))
+
+    async def publish_one() -> None:
+        await trio.lowlevel.checkpoint()
+        # Not for ever: a write over ASGI is an await, too, so each event would bring the next in no time.
+        for number in itertools.islice(numbers, 1):
+            appended.extend(world.publish(number))
+            await world.deliver()
+
+    world.client.at_await = publish_one
+    browser = world.connect("1-0", asgi=asgi)
+    await trio.sleep(0.5)
+    world.client.at_await = trio.lowlevel.checkpoint
+
+    assert browser.told[:2] == ["2-0 n2", "3-0 n3"]
+    await trio.sleep(1)
+    browser.check_no_gap(at(1), appended)
+
+
+# -- behind
+
+
+def big(number: int) -> str:
+    return f"{number:0200d}"
+
+
+async def publish_many(world, numbers) -> list[StreamId]:
+    appended = []
+    for number in numbers:
+        appended += world.publish(number, resource=big(number))
+        await world.deliver()
+    await world.settle()
+    return appended
+
+
+async def stop_reading(world, browser, asgi) -> list[StreamId]:
+    """Publish until the client is behind."""
+    if asgi:
+        browser.reads = trio.Event()
+    appended = []
+    for number in itertools.count(1):
+        appended += await publish_many(world, [number])
+        if world.hub.statistics().live_clients == 0 and (not asgi or number > 3):
+            return appended
+    raise AssertionError
+
+
+async def read_on(world, browser, asgi) -> None:
+    if asgi:
+        browser.reads.set()
+    for _ in range(1000):
+        browser.receive()
+        await world.settle()
+
+
+async def test_a_client_that_was_behind_gets_everything_and_is_live_again(autojump_clock, make_world, asgi):
+    world = await make_world(backlog_limit_events=1000)
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+    appended = await stop_reading(world, browser, asgi)
+    last = len(appended)
+    appended += await publish_many(world, range(last + 1, last + 20))
+
+    await read_on(world, browser, asgi)
+    appended += await publish_many(world, [last + 20])
+
+    browser.check_no_gap(BEGINNING, appended)
+    assert browser.told[-1] == f"{last + 20}-0 n{last + 20}"
+    assert world.hub.statistics().live_clients == (0 if asgi else 1)
+
+
+async def test_a_burst_beyond_the_limit_is_served_from_the_window(autojump_clock, make_world, asgi):
+    world = await make_world(backlog_limit_events=5, window_limit_events=200)
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+    appended = await stop_reading(world, browser, asgi)
+    last = len(appended)
+    appended += await publish_many(world, range(last + 1, last + 8))
+
+    await read_on(world, browser, asgi)
+
+    assert not any("overflow" in told for told in browser.told)
+    browser.check_no_gap(BEGINNING, appended)
+
+
+async def test_a_client_too_far_behind_is_told_to_reload_and_goes_on(autojump_clock, make_world, asgi):
+    world = await make_world(backlog_limit_events=5, window_limit_events=0)
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+    appended = await stop_reading(world, browser, asgi)
+    last = len(appended)
+    appended += await publish_many(world, range(last + 1, last + 8))
+
+    await read_on(world, browser, asgi)
+    appended += await publish_many(world, [last + 8])
+
+    assert any("overflow" in told for told in browser.told)
+    browser.check_no_gap(BEGINNING, appended)
+    assert browser.told[-1] == f"{last + 8}-0 n{last + 8}"
+    browser.disconnect()
+    await world.settle()
+    assert world.hub.statistics().overflows == 1
+
+
+async def test_a_slow_client_costs_only_itself(autojump_clock, make_world, asgi):
+    world = await make_world(backlog_limit_events=5)
+    slow = world.connect(asgi=asgi)
+    fast = [world.connect(asgi=kind) for kind in (False, True)]
+    await world.settle()
+    if asgi:
+        slow.reads = trio.Event()
+    appended = []
+    for number in range(1, 100):
+        appended += await publish_many(world, [number])
+        for browser in fast:
+            assert browser.told[-1] == f"{number}-0 n{number}"
+
+    for browser in fast:
+        browser.check_no_gap(BEGINNING, appended)
+
+
+async def test_a_client_that_never_reads_is_cut(autojump_clock, make_world, asgi):
+    world = await make_world(backlog_limit_events=5)
+    browser = world.connect(asgi=asgi, stuck_timeout_s=30)
+    await world.settle()
+    await stop_reading(world, browser, asgi)
+    started_s = trio.current_time()
+
+    await trio.sleep(60)
+
+    assert browser.ended_cleanly is False
+    assert 29 <= browser.ended_s - started_s <= 46  # from the first byte that it did not take
+    assert world.hub.statistics().stuck_clients == 1
+    assert world.hub.statistics().clients == 0
+    if asgi:
+        assert browser.aborted
+    else:
+        browser.receive()
+        assert browser.at_end
+
+
+# -- going
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 3, 5, 8, 100])
+async def test_a_disconnect_frees_everything_at_any_moment(autojump_clock, make_world, asgi, moment):
+    world = await make_world(replay_page_events=2, window_limit_events=0)
+    world.publish(*range(1, 20))
+    browser = world.connect("1-0", asgi=asgi)
+    for _ in range(moment):
+        await trio.lowlevel.checkpoint()
+
+    browser.disconnect()
+    await world.settle()
+
+    assert browser.ended_cleanly is False
+    assert world.hub.statistics().clients == 0
+    await world.publish_and_deliver(20)
+    assert world.hub.statistics().live_clients == 0
+
+
+async def test_a_disconnect_ends_a_client_that_is_stuck(autojump_clock, make_world, asgi):
+    world = await make_world(backlog_limit_events=5)
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+    await stop_reading(world, browser, asgi)
+
+    browser.disconnect()
+    await world.settle()
+
+    assert browser.ended_cleanly is False
+    assert world.hub.statistics().clients == 0
+
+
+async def test_a_cancelled_client_frees_everything(autojump_clock, make_world, asgi):
+    world = await make_world()
+    async with trio.open_nursery() as nursery:
+        world.nursery = nursery
+        world.connect(asgi=asgi)
+        await world.settle()
+        nursery.cancel_scope.cancel()
+
+    assert world.hub.statistics().clients == 0
+    assert world.hub.statistics().live_clients == 0
+
+
+# -- Redis away
+
+
+async def test_without_redis_the_stream_opens_and_learns_its_position_later(autojump_clock, world, asgi):
+    world.publish(1, 2)
+    world.client.away = True
+    browser = world.connect(asgi=asgi)
+    await trio.sleep(0.9)
+    assert not browser.begun
+
+    await trio.sleep(0.2)
+    assert browser.retries_ms != []
+    assert browser.position == ""
+
+    await trio.sleep(60)
+    assert browser.comments >= 3
+    world.client.away = False
+    await trio.sleep(5)
+
+    assert browser.position == "2-0"
+    assert browser.told == []
+    await world.publish_and_deliver(3)
+    assert browser.told == ["3-0 n3"]
+
+
+async def test_a_cursor_waits_for_redis_to_come_back(autojump_clock, world, asgi):
+    world.publish(1, 2, 3)
+    world.client.away = True
+    browser = world.connect("1-0", asgi=asgi)
+    await trio.sleep(40)
+    assert browser.told == []
+    assert browser.comments >= 2
+
+    world.client.away = False
+    await trio.sleep(5)
+
+    assert browser.told == ["2-0 n2", "3-0 n3"]
+
+
+async def test_a_replay_that_redis_interrupts_goes_on_where_it_was(autojump_clock, make_world, asgi):
+    world = await make_world(replay_page_events=2, window_limit_events=0)
+    appended = world.publish(*range(1, 10))
+    await world.open()
+    calls = itertools.count()
+
+    async def go_away_later() -> None:
+        await trio.lowlevel.checkpoint()
+        if next(calls) == 5:
+            world.client.away = True
+
+    world.client.at_await = go_away_later
+    browser = world.connect("1-0", asgi=asgi)
+    await trio.sleep(40)
+    assert browser.told != []
+    assert len(browser.told) < 8
+    assert browser.comments >= 2
+    world.client.away = False
+    await trio.sleep(5)
+
+    browser.check_no_gap(at(1), appended)
+
+
+async def test_a_position_that_comes_while_the_stream_opens_is_told_at_once(autojump_clock, world, asgi):
+    """The hub learns it in the very moment in which the client's first bytes are on their way."""
+    world.publish(1)
+    world.client.away = True
+    browser = world.connect(asgi=asgi)
+
+    async def come_back_meanwhile() -> None:
+        if browser.begun and world.client.away:
+            world.client.away = False
+            await trio.sleep(5)  # the first bytes take so long
+
+    world.client.at_await = come_back_meanwhile
+    await trio.sleep(1.5)
+    assert browser.begun
+    world.client.away = False
+    await trio.sleep(6)
+
+    assert browser.position == "1-0"
+
+
+async def test_being_sent_away_while_the_stream_opens_is_not_missed(autojump_clock, world, asgi):
+    world.client.away = True
+    browser = world.connect(asgi=asgi)
+
+    async def be_sent_away_meanwhile() -> None:
+        if browser.begun and not world.hub.draining:
+            await world.hub.drain(1)
+
+    world.client.at_await = be_sent_away_meanwhile
+    await trio.sleep(3)
+
+    assert browser.ended_cleanly is True
+
+
+# -- refusals
+
+
+async def test_a_topic_that_redis_refuses_sends_its_client_away_for_longer(autojump_clock, world, asgi):
+    world.writer.set("topic:events:a", "no stream")
+
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+
+    assert browser.ended_cleanly is True
+    assert browser.retries_ms[-1] >= 10_000
+    assert world.hub.statistics().clients == 0
+
+
+@pytest.mark.parametrize("command", ["XRANGE", "XREVRANGE"])
+async def test_a_replay_that_redis_refuses_sends_the_client_away_for_longer(
+    autojump_clock, world, asgi, command
+):
+    world.publish(1, 2, 3)
+    await world.open()
+    if command == "XRANGE":  # which is asked only where the window does not reach
+        world.writer.xdel("topic:events:a", "2-0")
+    live = world.connect(asgi=asgi)
+    await world.settle()
+    world.client.refuses = command
+
+    browser = world.connect("1-0", asgi=asgi)
+    await world.settle()
+
+    assert browser.ended_cleanly is True
+    assert browser.retries_ms[-1] >= 10_000
+    assert live.ended_cleanly is True
+    assert world.hub.statistics().clients == 0

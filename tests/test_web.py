@@ -1,0 +1,695 @@
+"""The routes: what they promise in status, headers and body, and what they refuse with which words.
+
+Streams are read over real HTTP; everything else goes through the application's test client.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from html.parser import HTMLParser
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import redis as redis_py
+import trio
+from pydantic import SecretStr
+from quart.typing import TestClientProtocol as Client
+from servers import HOST, AppServer, RedisServer, redis_client, run_app, run_redis
+
+from app.publish import PAYLOAD_FIELD, publish_topic_event_sync, stream_key
+from app.services import Services
+from app.serving import Context
+from app.settings import Settings
+from app.streams.sse import Message, Parser
+from app.web import FULL_RETRY_MS, create_app
+
+TOKEN = "a secret of the operator's choice"
+READ_TIMEOUT_S = 10.0
+SOON_S = 5.0
+RETRY_MS = 100
+
+INVALID_TOPIC_IDS = [".", "..", "a b", "a%b", "ä", "a\0b", "a\nb", "x" * 129]
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One real server for all: what is served over HTTP does not depend on which."""
+    with run_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> Iterator[redis_py.Redis]:
+    """A client of an empty Redis."""
+    with redis_client(redis_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="module")
+def server(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
+    """One server for all streams; every test has topics of its own."""
+    settings = {"STALECAST_RETRY_MS": str(RETRY_MS), "STALECAST_MAX_CLIENTS": "2"}
+    with run_app(tmp_path_factory.mktemp("app"), redis_url=redis_server.url, settings=settings) as app_server:
+        yield app_server
+
+
+@pytest.fixture
+def producer(redis_server: RedisServer, request: pytest.FixtureRequest) -> Iterator["Producer"]:
+    """Publishes to a topic that is named after the test."""
+    with redis_client(redis_server.url) as client:
+        yield Producer(client, re.sub(r"\W", "_", request.node.name))
+
+
+class Producer:
+    def __init__(self, redis: redis_py.Redis, topic: str) -> None:
+        self.topic = topic
+        self._redis = redis
+
+    def publish(self, resource_id: str = "1") -> str:
+        data = {"id": resource_id, "reason": "edited"}
+        return publish_topic_event_sync(self._redis, self.topic, "argument_updated", data)
+
+
+class Stream:
+    """An open event stream over real HTTP."""
+
+    def __init__(self, response: HTTPResponse) -> None:
+        self.response = response
+        self._parser = Parser()
+        self._messages: list[Message] = []
+
+    def message(self) -> Message:
+        while not self._messages:
+            line = self.response.readline()
+            assert line, "the stream ended"
+            self._messages += self._parser.feed(line)
+        return self._messages.pop(0)
+
+    def first(self) -> Message:
+        """The block with the position, after the one that says `retry`."""
+        retry = self.message()
+        assert RETRY_MS <= (retry.retry_ms or 0) <= 2 * RETRY_MS
+        assert retry.data is None
+        return self.message()
+
+
+@contextmanager
+def open_stream(server: AppServer, path: str, headers: dict[str, str] | None = None) -> Iterator[Stream]:
+    connection = HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S)
+    try:
+        connection.request("GET", f"/v1/sse/{path}", headers=headers or {})
+        yield Stream(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def envelope(message: Message) -> tuple[str, dict[str, Any]]:
+    assert message.data is not None
+    decoded = json.loads(message.data)
+    return decoded["event"], decoded["data"]
+
+
+# -- an application in this process
+
+
+@pytest.fixture(autouse=True)
+def _no_context_of_another_server() -> None:
+    Context.current = None
+
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def settings(redis_server: RedisServer) -> MakeSettings:
+    def make(**changes: Any) -> Settings:
+        values: dict[str, Any] = {"redis_url": redis_server.url, "publish_token": SecretStr(TOKEN)}
+        return Settings(**(values | changes))
+
+    return make
+
+
+def client_of(settings: Settings) -> Client:
+    """Of an application that is not running: for answers that need no Redis."""
+    return create_app(settings).test_client()
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[tuple[Client, Services]]:
+    app = create_app(settings)
+    async with app.test_app() as running_app:
+        services: Services = app.extensions["stalecast"]
+        with trio.fail_after(SOON_S):
+            while not services.client.statistics().connected:  # noqa: ASYNC110 it tells nobody
+                await trio.sleep(0.005)
+        yield running_app.test_client(), services
+
+
+async def problem(response: Any) -> dict[str, Any]:
+    """The body of an error, which has the form of RFC 9457."""
+    assert response.headers["Content-Type"] == "application/problem+json"
+    body = json.loads(await response.get_data())
+    assert body["status"] == response.status_code
+    assert body["title"]
+    return body
+
+
+# -- streams
+
+
+def test_a_stream_has_exactly_the_promised_headers(server: AppServer, producer: Producer) -> None:
+    with open_stream(server, producer.topic) as stream:
+        assert stream.response.status == 200
+        headers = {name.lower(): value for name, value in stream.response.getheaders()}
+    headers.pop("date")
+    assert headers == {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache, no-transform",
+        "x-accel-buffering": "no",
+        "access-control-allow-origin": "*",
+        "transfer-encoding": "chunked",
+    }
+
+
+def test_a_stream_without_a_cursor_starts_at_the_newest_event(server: AppServer, producer: Producer) -> None:
+    newest = producer.publish("old")
+    with open_stream(server, producer.topic) as stream:
+        first = stream.first()
+        assert (first.last_event_id, first.data) == (newest, None)
+        event_id = producer.publish("new")
+        message = stream.message()
+        assert message.last_event_id == event_id
+        assert envelope(message) == ("argument_updated", {"id": "new", "reason": "edited"})
+
+
+@pytest.mark.parametrize(
+    ("query", "header"),
+    [
+        ("", "{second}"),
+        ("?lastEventId={second}", None),
+        ("?lastEventId={first}", "{second}"),
+        ("?lastEventId=nonsense", "{second}"),
+        ("?lastEventId={second}", ""),
+    ],
+    ids=["header", "query", "header-before-query", "header-before-bad-query", "empty-header"],
+)
+def test_a_cursor_comes_from_the_header_or_else_the_query(
+    server: AppServer, producer: Producer, query: str, header: str | None
+) -> None:
+    ids = dict(zip(("first", "second", "third"), (producer.publish(str(n)) for n in range(3)), strict=True))
+    headers = {} if header is None else {"Last-Event-ID": header.format(**ids)}
+    with open_stream(server, producer.topic + query.format(**ids), headers) as stream:
+        first = stream.first()
+        assert (first.last_event_id, first.data) == (ids["second"], None)
+        assert stream.message().last_event_id == ids["third"]
+
+
+def test_an_empty_header_alone_is_no_cursor(server: AppServer, producer: Producer) -> None:
+    newest = producer.publish()
+    with open_stream(server, producer.topic, {"Last-Event-ID": ""}) as stream:
+        first = stream.first()
+        assert (first.last_event_id, first.data) == (newest, None)
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "1-2-3", "-1", "99999999999999999999-0", "1-1; DROP"])
+def test_a_cursor_that_does_not_parse_is_answered_with_reload(
+    server: AppServer, producer: Producer, cursor: str
+) -> None:
+    newest = producer.publish()
+    with open_stream(server, producer.topic, {"Last-Event-ID": cursor}) as stream:
+        first = stream.first()
+        assert envelope(first) == ("reload_required", {"reason": "invalid_id"})
+        assert first.last_event_id == newest, "reconnecting does not lead here again"
+
+
+def test_compact_replays_only_the_newest_event_of_each_resource(
+    server: AppServer, producer: Producer
+) -> None:
+    cursor = producer.publish("before")
+    for resource_id in ("a", "b", "a"):
+        newest = producer.publish(resource_id)
+    with open_stream(server, f"{producer.topic}?catchup=compact&lastEventId={cursor}") as stream:
+        stream.first()
+        replayed = [stream.message(), stream.message()]
+        assert [envelope(message)[1]["id"] for message in replayed] == ["b", "a"]
+        assert replayed[-1].last_event_id == newest
+
+
+@pytest.mark.parametrize("topic", INVALID_TOPIC_IDS)
+async def test_a_stream_of_an_invalid_topic_is_refused(settings: MakeSettings, topic: str) -> None:
+    response = await client_of(settings()).get(f"/v1/sse/{quote(topic)}")
+    assert response.status_code == 422
+    assert "letters, digits" in (await problem(response))["detail"]
+
+
+@pytest.mark.parametrize("topic", ["..", "%2e%2e", "a%20b"])
+def test_an_invalid_topic_is_refused_over_real_http(server: AppServer, topic: str) -> None:
+    with open_stream(server, topic) as stream:
+        assert stream.response.status == 422
+        assert stream.response.getheader("Content-Type") == "application/problem+json"
+
+
+async def test_an_unknown_catchup_is_refused(settings: MakeSettings) -> None:
+    response = await client_of(settings()).get("/v1/sse/a?catchup=x")
+    assert response.status_code == 422
+    assert "`all` or `compact`" in (await problem(response))["detail"]
+
+
+def test_a_client_too_many_is_sent_away_to_retry(server: AppServer, producer: Producer) -> None:
+    """An error status would end a browser's EventSource for good."""
+    with open_stream(server, producer.topic) as one, open_stream(server, producer.topic) as two:
+        one.first()
+        two.first()
+        with open_stream(server, producer.topic) as refused:
+            assert refused.response.status == 200
+            assert refused.response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
+            # To the end, which is clean: http.client raises where the last chunk is missing.
+            assert refused.response.read() == b"retry: %d\n\n" % FULL_RETRY_MS
+        event_id = producer.publish()
+        assert one.message().last_event_id == event_id
+    with open_stream(server, producer.topic) as again:
+        again.first()
+
+
+# -- the cursor
+
+
+async def test_nothing_falls_between_a_cursor_and_the_stream_that_starts_from_it(
+    settings: MakeSettings, server: AppServer, producer: Producer
+) -> None:
+    async with running(settings()) as (client, _):
+        newest = producer.publish("before")
+        response = await client.get(f"/v1/topics/{producer.topic}/cursor")
+        assert response.status_code == 200
+        assert response.headers["Cache-Control"] == "no-store"
+        assert await response.get_json() == {"topic": producer.topic, "cursor": newest}
+        missed = producer.publish("between")
+        with open_stream(server, f"{producer.topic}?lastEventId={newest}") as stream:
+            stream.first()
+            assert stream.message().last_event_id == missed
+
+
+async def test_a_topic_nobody_published_to_has_a_cursor_too(
+    settings: MakeSettings, server: AppServer, producer: Producer
+) -> None:
+    async with running(settings()) as (client, _):
+        cursor = (await (await client.get(f"/v1/topics/{producer.topic}/cursor")).get_json())["cursor"]
+        first_ever = producer.publish()
+        with open_stream(server, f"{producer.topic}?lastEventId={cursor}") as stream:
+            assert stream.first().data is None
+            assert stream.message().last_event_id == first_ever
+
+
+@pytest.mark.parametrize("topic", INVALID_TOPIC_IDS)
+async def test_a_cursor_of_an_invalid_topic_is_refused(settings: MakeSettings, topic: str) -> None:
+    response = await client_of(settings()).get(f"/v1/topics/{quote(topic)}/cursor")
+    assert response.status_code == 422
+    await problem(response)
+
+
+# -- publishing
+
+
+VALID = {"event": "argument_updated", "data": {"id": "42", "reason": "edited"}}
+
+
+async def post(client: Client, body: object, topic: str = "a", token: str | None = TOKEN) -> Any:
+    """`body`: bytes as they are, anything else as JSON."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await client.post(f"/v1/topics/{quote(topic)}/events", data=data, headers=headers)
+
+
+async def test_publishing_appends_the_event_and_answers_with_its_id(
+    settings: MakeSettings, redis: redis_py.Redis
+) -> None:
+    async with running(settings()) as (client, _):
+        response = await post(client, VALID)
+    assert response.status_code == 201
+    ((event_id, fields),) = redis.xrange(stream_key("a"))
+    assert await response.get_json() == {"id": event_id.decode()}
+    assert json.loads(fields[PAYLOAD_FIELD]) == VALID
+
+
+async def test_publishing_is_off_without_a_token_and_says_how_to_turn_it_on(settings: MakeSettings) -> None:
+    response = await post(client_of(settings(publish_token=None)), VALID)
+    assert response.status_code == 403
+    assert "set STALECAST_PUBLISH_TOKEN" in (await problem(response))["detail"]
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, "Bearer ÿ"],
+)
+async def test_a_wrong_token_is_refused(settings: MakeSettings, authorization: str | None) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    response = await client_of(settings()).post("/v1/topics/a/events", json=VALID, headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == 'Bearer realm="stalecast"'
+    assert TOKEN not in (await problem(response))["detail"]
+
+
+async def test_the_scheme_of_the_token_is_case_insensitive(
+    settings: MakeSettings, redis: redis_py.Redis
+) -> None:
+    """RFC 9110, section 11.1."""
+    async with running(settings()) as (client, _):
+        response = await client.post(
+            "/v1/topics/a/events", json=VALID, headers={"Authorization": f"bEARER {TOKEN}"}
+        )
+        assert response.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        pytest.param(b"", "not JSON", id="empty"),
+        pytest.param(b"{", "not JSON", id="cut"),
+        pytest.param(b"\xff\xfe\xfd", "not JSON", id="not-text"),
+        pytest.param(b"[" * 10_000, "not JSON", id="deep"),
+        pytest.param(b'{"event": ' + b"9" * 5000 + b"}", "not JSON", id="endless-number"),
+        pytest.param([], "JSON object", id="array"),
+        pytest.param(None, "JSON object", id="null"),
+        pytest.param({}, "`event` must be", id="no-fields"),
+        pytest.param({"event": "argument_updated"}, "`data` an object", id="no-data"),
+        pytest.param({"event": 1, "data": {}}, "`event` must be a string", id="event-is-a-number"),
+        pytest.param({"event": "argument_updated", "data": []}, "`data` an object", id="data-is-an-array"),
+        pytest.param(VALID | {"more": 1}, "unknown field 'more'", id="unknown-field"),
+        pytest.param(VALID | {"event": "unknown"}, "argument_updated, reload_required", id="unknown-event"),
+        pytest.param(VALID | {"event": "\ud800"}, "unknown event", id="surrogate-event"),
+        pytest.param(VALID | {"data": {"reason": "edited"}}, "data.id", id="no-id"),
+        pytest.param(VALID | {"data": {"id": "1"}}, "data.reason", id="no-reason"),
+        pytest.param(
+            VALID | {"data": {"id": "1", "reason": "r", "text": "secret"}}, "data.text", id="more-data"
+        ),
+        pytest.param(VALID | {"data": {"id": "", "reason": "r"}}, "data.id", id="empty-id"),
+        pytest.param(VALID | {"data": {"id": True, "reason": "r"}}, "data.id", id="bool-id"),
+        pytest.param(VALID | {"data": {"id": 2**53, "reason": "r"}}, "data.id", id="id-beyond-double"),
+        pytest.param(VALID | {"data": {"id": float("nan"), "reason": "r"}}, "data.id", id="nan-id"),
+        pytest.param(VALID | {"data": {"id": "\ud800", "reason": "r"}}, "data.id", id="surrogate-id"),
+        pytest.param(VALID | {"data": {"id": "1", "reason": "r" * 257}}, "data.reason", id="long-reason"),
+        pytest.param(
+            {"event": "reload_required", "data": {"id": "1", "reason": "r"}}, "data.id", id="reload"
+        ),
+    ],
+)
+async def test_a_body_that_is_no_event_is_refused(
+    settings: MakeSettings, redis: redis_py.Redis, body: object, says: str
+) -> None:
+    response = await post(client_of(settings()), body)
+    assert response.status_code == 422
+    detail = (await problem(response))["detail"]
+    assert says in detail
+    assert "secret" not in detail, "refused data is not echoed"
+    assert not redis.exists(stream_key("a"))
+
+
+async def test_an_event_beyond_the_limit_is_refused(settings: MakeSettings, redis: redis_py.Redis) -> None:
+    large = VALID | {"data": {"id": "1" * 100, "reason": "r"}}
+    response = await post(client_of(settings(max_event_bytes=64)), large)
+    assert response.status_code == 422
+    assert "STALECAST_MAX_EVENT_BYTES" in (await problem(response))["detail"]
+    assert not redis.exists(stream_key("a"))
+
+
+async def test_a_body_far_beyond_the_limit_is_not_read(settings: MakeSettings) -> None:
+    response = await post(client_of(settings()), b" " * (1 << 20))
+    assert response.status_code == 413
+    await problem(response)
+
+
+@pytest.mark.parametrize("topic", INVALID_TOPIC_IDS)
+async def test_publishing_to_an_invalid_topic_is_refused(
+    settings: MakeSettings, redis: redis_py.Redis, topic: str
+) -> None:
+    response = await post(client_of(settings()), VALID, topic)
+    assert response.status_code == 422
+    assert "letters, digits" in (await problem(response))["detail"]
+    assert not redis.keys("topic:*")
+
+
+async def test_publishing_while_redis_is_away_is_answered_503(settings: MakeSettings, tmp_path: Path) -> None:
+    with run_redis(tmp_path) as redis:
+        async with running(settings(redis_url=redis.url, redis_timeout_s=0.5)) as (client, _):
+            redis.kill()
+            response = await post(client, VALID)
+            assert response.status_code == 503
+            assert response.headers["Retry-After"] == "1"
+            await problem(response)
+
+
+# -- health
+
+
+async def test_healthz_needs_no_redis(settings: MakeSettings) -> None:
+    response = await client_of(settings(redis_url="redis://127.0.0.1:1")).get("/healthz")
+    assert (response.status_code, await response.get_json()) == (200, {"status": "ok"})
+
+
+async def test_readyz_says_that_streams_can_be_served(settings: MakeSettings) -> None:
+    async with running(settings()) as (client, _):
+        response = await client.get("/readyz")
+        assert response.status_code == 200
+        assert response.headers["Cache-Control"] == "no-store"
+        assert await response.get_json() == {"ready": True, "reason": None, "clients": 0, "topics": 0}
+
+
+async def test_readyz_says_that_redis_is_away_and_when_it_is_back(
+    settings: MakeSettings, tmp_path: Path
+) -> None:
+    with run_redis(tmp_path) as redis:
+        async with running(settings(redis_url=redis.url)) as (client, _):
+            redis.kill()
+            response = await client.get("/readyz")
+            assert response.status_code == 503
+            readiness = await response.get_json()
+            assert not readiness["ready"]
+            assert readiness["reason"].startswith("redis: ")
+            redis.start()
+            with trio.fail_after(SOON_S):
+                while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110 as a platform asks
+                    await trio.sleep(0.02)
+
+
+async def test_readyz_does_not_wait_for_a_redis_that_hangs(settings: MakeSettings, tmp_path: Path) -> None:
+    with run_redis(tmp_path) as redis:
+        async with running(settings(redis_url=redis.url)) as (client, _):
+            with redis.paused(), trio.fail_after(3):
+                response = await client.get("/readyz")
+            assert response.status_code == 503
+            assert (await response.get_json())["reason"] == "redis: no answer"
+
+
+async def test_readyz_says_that_the_server_drains(settings: MakeSettings) -> None:
+    async with running(settings()) as (client, services):
+        await services.hub.drain(1)
+        response = await client.get("/readyz")
+        assert response.status_code == 503
+        assert (await response.get_json())["reason"] == "draining"
+
+
+# -- the description and the pages
+
+
+async def test_openapi_describes_every_public_route(settings: MakeSettings) -> None:
+    response = await client_of(settings(demo=True)).get("/openapi.json")
+    description = await response.get_json()
+    assert description["openapi"].startswith("3.1")
+    operations = {
+        (method, path) for path, item in description["paths"].items() for method in item if method != "head"
+    }
+    assert operations == {
+        ("get", "/v1/sse/{topic_id}"),
+        ("get", "/v1/topics/{topic_id}/cursor"),
+        ("post", "/v1/topics/{topic_id}/events"),
+        ("get", "/healthz"),
+        ("get", "/readyz"),
+    }
+    publish = description["paths"]["/v1/topics/{topic_id}/events"]["post"]
+    assert publish["security"] == [{"publishToken": []}]
+    assert set(publish["responses"]) >= {"201", "401", "422"}
+    assert description["components"]["securitySchemes"]["publishToken"]["scheme"] == "bearer"
+    stream = description["paths"]["/v1/sse/{topic_id}"]["get"]
+    assert {parameter["name"] for parameter in stream["parameters"]} == {"topic_id", "lastEventId", "catchup"}
+
+
+async def test_openapi_describes_what_is_sent_and_answered(settings: MakeSettings) -> None:
+    description = await (await client_of(settings()).get("/openapi.json")).get_json()
+    publish = description["paths"]["/v1/topics/{topic_id}/events"]["post"]
+    body = _schema(description, publish["requestBody"])
+    assert set(body["properties"]) == set(body["required"]) == {"event", "data"}
+    assert set(_schema(description, publish["responses"]["201"])["properties"]) == {"id"}
+    assert {"title", "status", "detail"} <= set(
+        _schema(description, publish["responses"]["422"])["properties"]
+    )
+    cursor = description["paths"]["/v1/topics/{topic_id}/cursor"]["get"]
+    assert set(_schema(description, cursor["responses"]["200"])["properties"]) == {"topic", "cursor"}
+
+
+def _schema(description: Any, described: Any) -> Any:
+    """The schema of a body, where it stands or where it refers to."""
+    (content,) = described["content"].values()
+    schema = content["schema"]
+    for step in schema.get("$ref", "").split("/")[1:]:
+        schema = description = description[step]
+    return schema
+
+
+class _Page(HTMLParser):
+    """The inline blocks of a page, and whatever a strict policy would stop."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.blocks: dict[str, list[str]] = {"script": [], "style": []}
+        self.stopped: list[str] = []
+        self._inside: str | None = None
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.stopped += [f"<{tag} {name}>" for name in attributes if name.startswith("on") or name == "style"]
+        for name in ("src", "href", "action"):
+            target = attributes.get(name)
+            if target is not None and not target.startswith(("#", "data:", "/", "https://")):
+                self.stopped.append(f"<{tag} {name}={target}>")
+        if (tag == "script" and "src" in attributes) or attributes.get("rel") == "stylesheet":
+            self.stopped.append(f"<{tag}>")
+        # A data block is not executed, so no policy stops it.
+        if tag in self.blocks and attributes.get("type") != "application/json":
+            self._inside = tag
+            self.blocks[tag].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self._inside is not None:
+            self.blocks[self._inside][-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+
+def assert_page_is_let_through_by_its_policy(response: Any, html: str) -> None:
+    policy = dict(
+        directive.strip().split(" ", 1)
+        for directive in response.headers["Content-Security-Policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert "unsafe" not in response.headers["Content-Security-Policy"]
+    page = _Page(html)
+    assert not page.stopped
+    for tag, blocks in page.blocks.items():
+        assert blocks
+        hashes = [base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks]
+        assert policy[f"{tag}-src"].split() == [f"'sha256-{digest}'" for digest in hashes]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/"])
+async def test_a_page_is_served_with_a_policy_that_lets_only_itself_through(
+    settings: MakeSettings, path: str
+) -> None:
+    response = await client_of(settings(demo=True)).get(path)
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert_page_is_let_through_by_its_policy(response, await response.get_data(as_text=True))
+
+
+@pytest.mark.parametrize("demo", [None, False])
+async def test_there_is_no_demo_page_unless_it_is_asked_for(
+    settings: MakeSettings, demo: bool | None
+) -> None:
+    response = await client_of(settings(demo=demo)).get("/")
+    assert response.status_code == 404
+    await problem(response)
+
+
+async def test_the_demo_page_shows_a_token_only_if_it_was_drawn_for_it(settings: MakeSettings) -> None:
+    secret = SecretStr("</script><b>")
+    drawn = await client_of(settings(demo=True, demo_token=True, publish_token=secret)).get("/")
+    assert _demo_config(await drawn.get_data(as_text=True))["publishToken"] == "</script><b>"
+    kept = await client_of(settings(demo=True, publish_token=secret)).get("/")
+    html = await kept.get_data(as_text=True)
+    assert _demo_config(html)["publishToken"] is None
+    assert "<b>" not in html
+    assert _demo_config(html)["eventTypes"] == ["argument_updated", "reload_required"]
+
+
+def _demo_config(html: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="config">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    return json.loads(found.group(1))
+
+
+# -- errors and CORS
+
+
+async def test_errors_of_the_framework_have_the_same_form(settings: MakeSettings) -> None:
+    client = client_of(settings())
+    missing = await client.get("/nowhere")
+    assert missing.status_code == 404
+    await problem(missing)
+    wrong_method = await client.post("/v1/sse/a")
+    assert wrong_method.status_code == 405
+    await problem(wrong_method)
+    # RFC 9110, section 15.5.6: a 405 must say what is allowed.
+    assert {"GET", "HEAD"} <= set(wrong_method.headers.get("Allow", "").split(", "))
+
+
+PREFLIGHT = {
+    "Origin": "https://app.example",
+    "Access-Control-Request-Method": "GET",
+    "Access-Control-Request-Headers": "last-event-id",
+}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/v1/sse/a?catchup=x", "/v1/topics/../cursor"])
+async def test_any_origin_may_read_by_default(settings: MakeSettings, path: str) -> None:
+    """Errors too: a page that may not read them cannot tell what is wrong."""
+    response = await client_of(settings()).get(path, headers={"Origin": "https://app.example"})
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+    assert "Vary" not in response.headers
+    assert "Access-Control-Allow-Credentials" not in response.headers
+
+
+@pytest.mark.parametrize("path", ["/v1/sse/a", "/v1/topics/a/events", "/v1/topics/a/cursor"])
+async def test_a_preflight_allows_what_clients_send(settings: MakeSettings, path: str) -> None:
+    response = await client_of(settings()).options(path, headers=PREFLIGHT)
+    assert response.status_code in (200, 204)
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+    allowed = response.headers["Access-Control-Allow-Headers"].lower().split(", ")
+    assert {"authorization", "cache-control", "content-type", "last-event-id"} <= set(allowed)
+    assert {"GET", "POST"} <= set(response.headers["Access-Control-Allow-Methods"].split(", "))
+    assert int(response.headers["Access-Control-Max-Age"]) > 0
+
+
+async def test_only_listed_origins_may_read_if_there_is_a_list(settings: MakeSettings) -> None:
+    client = client_of(settings(cors_allow_origins="https://app.example, https://other.example"))
+    for origin in ("https://app.example", "https://other.example"):
+        response = await client.get("/healthz", headers={"Origin": origin})
+        assert response.headers["Access-Control-Allow-Origin"] == origin
+        assert response.headers["Vary"] == "Origin"
+    for origin in ("https://evil.example", "https://app.example.evil.example", "null", None):
+        headers = {} if origin is None else {"Origin": origin}
+        response = await client.get("/healthz", headers=headers)
+        assert "Access-Control-Allow-Origin" not in response.headers
+        assert response.headers["Vary"] == "Origin", "or a cache would give this answer to a listed one"
+    refused = await client.options("/v1/sse/a", headers=PREFLIGHT | {"Origin": "https://evil.example"})
+    assert "Access-Control-Allow-Origin" not in refused.headers
+    assert "Access-Control-Allow-Headers" not in refused.headers
+    allowed = await client.options("/v1/sse/a", headers=PREFLIGHT)
+    assert allowed.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert "Access-Control-Allow-Headers" in allowed.headers
+
+
+async def test_an_ordinary_options_request_is_no_preflight(settings: MakeSettings) -> None:
+    response = await client_of(settings()).options("/v1/sse/a", headers={"Origin": "https://app.example"})
+    assert "Access-Control-Allow-Methods" not in response.headers

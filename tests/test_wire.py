@@ -1,0 +1,278 @@
+"""Both wires keep one protocol: every byte in order, a bound on peers that take none, a name for each end."""
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from app.streams.sse import chunk
+from app.streams.wire import AsgiWire, ClientGone, ClientStuck, DirectWire
+
+STUCK_TIMEOUT_S = 30.0
+# Far more than the kernel takes for a peer that does not read (4 KB of send buffer, doubled by Linux).
+LARGE_BYTES = 1 << 20
+SMALL_BUFFER_BYTES = 4096
+
+
+async def _socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """A server's end with a small send buffer, and its client's. A unix socket delivers at once, so that a
+    clock which jumps never jumps over data on its way."""
+    server, client = trio.socket.socketpair()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES)
+    return trio.SocketStream(server), trio.SocketStream(client)
+
+
+async def _tcp_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        client = await trio.open_tcp_stream(*listener.socket.getsockname()[:2])
+        return await listener.accept(), client
+
+
+async def _read_exactly(stream: trio.SocketStream, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        part = await stream.receive_some(size - len(received))
+        assert part, f"the stream ended after {len(received)} of {size} bytes"
+        received += part
+    return received
+
+
+def _fill(stream: trio.SocketStream) -> int:
+    """Write until the kernel takes no more; returns how many bytes it took."""
+    taken = 0
+    while True:
+        try:
+            taken += os.write(stream.socket.fileno(), b"x" * SMALL_BUFFER_BYTES)
+        except BlockingIOError:
+            return taken
+
+
+# -- DirectWire
+
+
+async def test_direct_sends_data_as_one_chunk() -> None:
+    server, client = await _socket_pair()
+    async with server, client:
+        await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n")
+        assert await client.receive_some() == b"3\r\n:\n\n\r\n"
+
+
+async def test_direct_sends_the_rest_of_a_begun_chunk_before_new_data() -> None:
+    server, client = await _socket_pair()
+    async with server, client:
+        begun = chunk(b"id: 1-0\n\n")
+        os.write(server.socket.fileno(), begun[:5])
+        await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n", memoryview(begun)[5:])
+        expected = begun + chunk(b":\n\n")
+        assert await _read_exactly(client, len(expected)) == expected
+
+
+async def test_direct_sends_no_chunk_for_no_data() -> None:
+    """An empty chunk would end the stream."""
+    server, client = await _socket_pair()
+    async with client:
+        async with server:
+            await DirectWire(server, STUCK_TIMEOUT_S).write(b"", memoryview(b"tail"))
+        assert await _read_exactly(client, 4) == b"tail"
+        assert await client.receive_some() == b""
+
+
+async def test_direct_continues_after_short_writes() -> None:
+    server, client = await _socket_pair()
+    data = os.urandom(LARGE_BYTES)
+    expected = chunk(data)
+    async with server, client, trio.open_nursery() as nursery:
+        nursery.start_soon(DirectWire(server, STUCK_TIMEOUT_S).write, data)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await _read_exactly(client, len(expected)) == expected
+
+
+async def test_direct_raises_stuck_when_no_byte_is_taken(autojump_clock: trio.testing.MockClock) -> None:
+    server, client = await _socket_pair()
+    async with server, client:
+        started_s = trio.current_time()
+        with pytest.raises(ClientStuck):
+            await DirectWire(server, STUCK_TIMEOUT_S).write(b"x" * LARGE_BYTES)
+        assert trio.current_time() - started_s == pytest.approx(STUCK_TIMEOUT_S)
+
+
+async def test_direct_lets_a_slow_client_take_its_time(autojump_clock: trio.testing.MockClock) -> None:
+    """The bound is on standing still, not on the whole."""
+    server, client = await _socket_pair()
+    data = b"x" * SMALL_BUFFER_BYTES * 16
+    expected = chunk(data)
+
+    async def read_slowly() -> bytes:
+        received = b""
+        while len(received) < len(expected):
+            await trio.sleep(STUCK_TIMEOUT_S * 0.9)
+            received += await client.receive_some()
+        return received
+
+    async with server, client:
+        started_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(DirectWire(server, STUCK_TIMEOUT_S).write, data)
+            assert await read_slowly() == expected
+        assert trio.current_time() - started_s > 2 * STUCK_TIMEOUT_S
+
+
+async def test_direct_raises_gone_when_the_peer_has_closed() -> None:
+    server, client = await _socket_pair()
+    async with server:
+        await client.aclose()
+        with pytest.raises(ClientGone):
+            await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n")
+
+
+async def test_direct_raises_gone_when_the_server_has_closed() -> None:
+    server, client = await _socket_pair()
+    async with client:
+        wire = DirectWire(server, STUCK_TIMEOUT_S)
+        await server.aclose()
+        with pytest.raises(ClientGone):
+            await wire.write(b":\n\n")
+
+
+async def test_direct_raises_gone_when_closed_while_it_waits(nursery: trio.Nursery) -> None:
+    server, client = await _socket_pair()
+    raised = trio.Event()
+
+    async def write() -> None:
+        with pytest.raises(ClientGone):
+            await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n")
+        raised.set()
+
+    async with client:
+        _fill(server)
+        nursery.start_soon(write)
+        await trio.testing.wait_all_tasks_blocked()
+        server.socket.close()
+        with trio.fail_after(5):
+            await raised.wait()
+
+
+async def test_direct_never_writes_to_the_next_owner_of_its_descriptor() -> None:
+    """The number of a closed socket is the next connection's."""
+    server, client = await _socket_pair()
+    wire = DirectWire(server, STUCK_TIMEOUT_S)
+    number = server.socket.fileno()
+    assert wire.send_nowait is not None
+    assert wire.send_nowait(b"taken") == 5
+    await server.aclose()
+    reused, reader = socket.socketpair()
+    with reused, reader:
+        reader.setblocking(False)
+        async with client:
+            assert reused.fileno() == number, "the kernel gives out the lowest free number"
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                wire.send_nowait(b"id: 1-0\n\n")
+            with pytest.raises(ClientGone):
+                await wire.write(b"id: 1-0\n\n")
+            with pytest.raises(BlockingIOError):
+                reader.recv(1)
+
+
+async def test_direct_takes_what_it_can_without_waiting() -> None:
+    server, client = await _socket_pair()
+    async with server, client:
+        send_nowait = DirectWire(server, STUCK_TIMEOUT_S).send_nowait
+        assert send_nowait is not None
+        taken = send_nowait(b"x" * LARGE_BYTES)
+        assert 0 < taken < LARGE_BYTES
+        with pytest.raises(BlockingIOError):
+            send_nowait(b"x" * LARGE_BYTES)
+        assert await _read_exactly(client, taken) == b"x" * taken
+
+
+async def test_direct_abort_sends_a_reset_and_drops_what_waits() -> None:
+    server, client = await _tcp_pair()
+    async with client:
+        _fill(server)
+        DirectWire(server, STUCK_TIMEOUT_S).abort()
+        assert server.socket.fileno() == -1
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as broken:  # noqa: PT012
+            while await client.receive_some():
+                pass  # what had arrived before
+        assert isinstance(broken.value.__cause__, ConnectionResetError)
+
+
+async def test_direct_abort_of_a_closed_connection_does_nothing() -> None:
+    server, client = await _tcp_pair()
+    async with client:
+        wire = DirectWire(server, STUCK_TIMEOUT_S)
+        await server.aclose()
+        wire.abort()
+        wire.abort()
+        assert await client.receive_some() == b"", "closed in order, not reset"
+
+
+# -- AsgiWire
+
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def _asgi_wire(send: Send, aborted: list[bool] | None = None) -> AsgiWire:
+    return AsgiWire(send, lambda: aborted.append(True) if aborted is not None else None, STUCK_TIMEOUT_S)
+
+
+async def test_asgi_sends_data_unframed_and_keeps_the_body_open() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    wire = _asgi_wire(send)
+    await wire.write(b":\n\n")
+    assert sent == [{"type": "http.response.body", "body": b":\n\n", "more_body": True}]
+    assert wire.send_nowait is None, "nothing may be written past the server"
+
+
+async def test_asgi_sends_no_message_for_no_data() -> None:
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(message)
+
+    await _asgi_wire(send).write(b"")
+
+
+async def test_asgi_waits_for_a_slow_send(autojump_clock: trio.testing.MockClock) -> None:
+    async def send(message: dict[str, Any]) -> None:
+        await trio.sleep(STUCK_TIMEOUT_S * 0.9)
+
+    await _asgi_wire(send).write(b":\n\n")
+
+
+async def test_asgi_raises_stuck_when_send_stands_still(autojump_clock: trio.testing.MockClock) -> None:
+    async def send(message: dict[str, Any]) -> None:
+        await trio.sleep_forever()
+
+    started_s = trio.current_time()
+    with pytest.raises(ClientStuck):
+        await _asgi_wire(send).write(b":\n\n")
+    assert trio.current_time() - started_s == pytest.approx(STUCK_TIMEOUT_S)
+
+
+async def test_asgi_raises_gone_when_send_says_that_the_connection_is_closed() -> None:
+    """ASGI HTTP specification 2.4: `send` on a closed connection raises a subclass of OSError."""
+
+    async def send(message: dict[str, Any]) -> None:
+        raise OSError(errno.EPIPE, "closed")
+
+    with pytest.raises(ClientGone):
+        await _asgi_wire(send).write(b":\n\n")
+
+
+async def test_asgi_abort_is_the_servers() -> None:
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(message)
+
+    aborted: list[bool] = []
+    _asgi_wire(send, aborted).abort()
+    assert aborted == [True]
