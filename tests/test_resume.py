@@ -389,4 +389,4 @@ class StreamAndItsReaders(RuleBasedStateMachine):
 
 
 TestStreamAndItsReaders = StreamAndItsReaders.TestCase
-TestStreamAndItsReaders.settings = settings(max_examples=200, stateful_step_count=30)
+TestStreamAndItsReaders.settings = settings(max_examples=500, stateful_step_count=40)

@@ -8,6 +8,7 @@ between live and waiting.
 """
 
 from dataclasses import dataclass
+from operator import length_hint
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -29,9 +30,9 @@ from app.streams.wire import SendNowait
 if TYPE_CHECKING:
     from app.streams.subscriber import Subscriber
 
-# A write costs about 10 us, nearly all of it the kernel's: after this many the other tasks get their turn
-# (about 5 ms).
-WRITES_BETWEEN_YIELDS: Final = 512
+# A write costs about 6 us, nearly all of it the kernel's, and a turn of the other tasks about 150 us: they
+# get one after this many writes.
+WRITES_BETWEEN_YIELDS: Final = 1024
 WINDOWS_LIMIT_BYTES: Final = 256 << 20
 # Replays that read Redis at the same time: bounds their memory (each holds one page) and Redis's work.
 REPLAYS_AT_ONCE: Final = 64
@@ -69,8 +70,8 @@ class Topic:
     """One watched topic. The tail sees it as a `Tailed`, subscribers through `position` and `window`."""
 
     __slots__ = (
-        "_hub", "added_at_position", "empty_since_s", "epoch", "fanning_out", "key", "last_fanout_s",
-        "live", "name", "opened", "position", "refused", "waiting", "window",
+        "_hub", "_order", "added_at_position", "empty_since_s", "epoch", "fanning_out", "key",
+        "last_fanout_s", "live", "name", "opened", "position", "refused", "waiting", "window",
     )  # fmt: skip
 
     def __init__(self, hub: "Hub", name: str) -> None:
@@ -85,6 +86,8 @@ class Topic:
         # Live subscribers with how to write to them; all others wait and are served by their own task.
         self.live: dict[Subscriber, SendNowait] = {}
         self.waiting: set[Subscriber] = set()
+        # The live ones as two lists, made anew after a change.
+        self._order: tuple[list[Subscriber], list[SendNowait]] | None = None
         self.window = Window(BEGINNING, 0, hub.budget)
         self.fanning_out = False
         self.last_fanout_s = 0.0
@@ -156,48 +159,69 @@ class Topic:
         self._hub.forget(self)
 
     async def _fan_out(self, events: list[Event]) -> None:
-        hub = self._hub
+        hub, live = self._hub, self.live
         data = chunk(b"".join([event.block for event in events]))
-        size, rest = len(data), memoryview(data)
-        live = self.live
+        if self._order is None:
+            self._order = (list(live), list(live.values()))
+        order = subscribers, sends = self._order
         hub.events += len(events)
-        until_yield = WRITES_BETWEEN_YIELDS
+        hub.deliveries += len(live) * len(events)
         # Heartbeats stay away meanwhile: a subscriber that has yet to get this chunk must not fall behind
         # over a heartbeat, or its turn would never come.
         self.fanning_out = True
         try:
-            for subscriber, send_nowait in list(live.items()):
-                if not until_yield:
-                    until_yield = WRITES_BETWEEN_YIELDS
+            for start in range(0, len(sends), WRITES_BETWEEN_YIELDS):
+                if start:
                     await trio.lowlevel.checkpoint()
-                until_yield -= 1
-                if subscriber not in live:
-                    continue  # left, or sent away, while the loop had yielded
-                try:
-                    sent = send_nowait(data)
-                except BlockingIOError:
-                    self.fall_behind(subscriber, rest)
-                except OSError:
-                    subscriber.disconnect()
-                else:
-                    if sent != size:
-                        self.fall_behind(subscriber, rest[sent:])
-            hub.deliveries += len(live) * len(events)
+                part = subscribers[start : start + WRITES_BETWEEN_YIELDS]
+                if self._order is order:
+                    self._write_to(part, sends[start : start + WRITES_BETWEEN_YIELDS], data)
+                else:  # some left, or were sent away, while the loop had yielded
+                    part = [subscriber for subscriber in part if subscriber in live]
+                    self._write_to(part, [live[subscriber] for subscriber in part], data)
         finally:
             self.fanning_out = False
             self.last_fanout_s = trio.current_time()
+
+    def _write_to(self, subscribers: "list[Subscriber]", sends: list[SendNowait], data: bytes) -> None:
+        # The loop that everything is about. It touches nothing of a subscriber but its socket: at thousands
+        # of them each further object is a cache miss (5.6 us a write at 5000; with the subscribers 6.5; the
+        # bare loop 5.4).
+        size, remaining = len(data), iter(sends)
+        for send_nowait in remaining:
+            try:
+                sent = send_nowait(data)
+                if sent == size:
+                    continue
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = None
+            subscriber = subscribers[len(sends) - length_hint(remaining) - 1]
+            if sent is None:
+                subscriber.disconnect()
+            else:
+                self.fall_behind(subscriber, memoryview(data)[sent:])
 
     # -- the subscribers' side
 
     def go_live(self, subscriber: "Subscriber", send_nowait: SendNowait) -> None:
         self.waiting.discard(subscriber)
         self.live[subscriber] = send_nowait
+        self._order = None
 
     def leave_live(self, subscriber: "Subscriber") -> None:
         """From here on its own task sends what comes. What was published so far has been written to it,
         unless a fan-out is under way, in which case it is on its way out."""
-        if self.live.pop(subscriber, None) is not None:
+        if self.drop_live(subscriber):
             self.waiting.add(subscriber)
+
+    def drop_live(self, subscriber: "Subscriber") -> bool:
+        """Nothing is written to it any more. Returns whether it was live."""
+        if self.live.pop(subscriber, None) is None:
+            return False
+        self._order = None
+        return True
 
     def fall_behind(self, subscriber: "Subscriber", rest: memoryview) -> None:
         """The kernel takes no more: its own task sends the rest of the chunk, and what comes meanwhile."""
@@ -268,7 +292,7 @@ class Hub:
 
     def leave(self, topic: Topic, subscriber: "Subscriber") -> None:
         self.clients -= 1
-        topic.live.pop(subscriber, None)
+        topic.drop_live(subscriber)
         topic.waiting.discard(subscriber)
         if not topic.live and not topic.waiting:
             topic.empty_since_s = trio.current_time()

@@ -116,6 +116,8 @@ def continues(last: StreamId, added_at_last: int | None, read: Sequence[StreamId
     """Whether `read` (not empty, ascending) is everything that was added after `last`, as `stream`, taken
     after the read, proves. `added_at_last`: the stream's entries-added when it stood at `last`.
     """
+    if last.is_origin and stream.epoch is None:
+        return False  # nothing names the data set: it may have been wiped since
     if (
         added_at_last is not None
         and stream.last_generated == read[-1]
@@ -123,7 +125,7 @@ def continues(last: StreamId, added_at_last: int | None, read: Sequence[StreamId
     ):
         return True  # the counters: every entry ever added since is in our hands
     if last == BEGINNING or last.is_origin:
-        return stream.epoch is not None and last == origin(stream.epoch) and stream.is_complete
+        return last == origin(stream.epoch) and stream.is_complete
     # Nothing was removed behind `last`. (max_deleted is None before Redis 7: an XDEL cannot be seen there.)
     return (
         stream.first is not None

@@ -75,13 +75,12 @@ class Subscriber:
     def end(self) -> None:
         """Send it away with a `retry:` and a clean end, as soon as its task gets to it."""
         self._ending = True
-        if self in self._topic.live:
-            self._topic.leave_live(self)
+        self._topic.leave_live(self)
         self.wake()
 
     def disconnect(self) -> None:
         """The client is gone: ends both phases."""
-        self._topic.live.pop(self, None)
+        self._topic.drop_live(self)
         self._scope.cancel()
 
     # -- its own task

@@ -277,10 +277,13 @@ class Group:
             return
         proofs = dict(zip(probed, infos, strict=True))
         if unproven := [key for key in streams if key not in proofs]:
-            epoch_reply, *infos = await self._call(
+            later_epoch, *infos = await self._call(
                 connection, EPOCH_COMMAND, *map(snapshot_command, unproven)
             )
             proofs |= zip(unproven, infos, strict=True)
+            if later_epoch != epoch_reply:
+                self.recheck_wanted = True  # wiped between the two: no proof is worth anything
+                return
         raise_if_unavailable(list(proofs.values()))
         await self._hand_over(connection, streams, proofs, await self._epoch(connection, epoch_reply))
 
