@@ -7,14 +7,17 @@ everything to ASGI `send` and serves whatever has no such socket (TLS, HTTP/2, H
 
 import errno
 import os
+import random
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
 from app.streams.sse import chunk
+
+STUCK_SPREAD: Final = 1.1
 
 # SO_LINGER with 0 s: close() drops what the kernel still holds and sends RST. A client that does not read
 # would otherwise keep its send buffer alive long after we let go of it.
@@ -84,7 +87,8 @@ class DirectWire:
 
     async def _wait_writable(self, sock: Any) -> None:
         try:
-            with trio.fail_after(self._stuck_timeout_s):
+            # Drawn: clients that stopped together must not be cut together, in one long pause for all others.
+            with trio.fail_after(self._stuck_timeout_s * random.uniform(1.0, STUCK_SPREAD)):  # noqa: S311
                 await trio.lowlevel.wait_writable(sock)
         except trio.TooSlowError:
             raise ClientStuck(f"no byte taken for {self._stuck_timeout_s:g} s") from None
