@@ -73,7 +73,9 @@ class Report:
         return sum((one.counts for one in self.rounds), Counter())
 
     def __str__(self) -> str:
-        lines = [f"{len(self.rounds)} rounds, {len(self.failed)} with violations"]
+        seeds = sorted({one.seed for one in self.rounds})
+        span = f" (seeds {seeds[0]} to {seeds[-1]})" if seeds else ""
+        lines = [f"{len(self.rounds)} rounds{span}, {len(self.failed)} with violations"]
         for one in self.failed:
             lines.append(
                 f"seed {one.seed}: python -m tests.delivery --seed {one.seed} --workers {one.workers}"

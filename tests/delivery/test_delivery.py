@@ -27,8 +27,10 @@ def _redis() -> None:
         pytest.skip(str(missing))
 
 
-async def test_no_silent_gap_and_no_needless_reload() -> None:
+async def test_no_silent_gap_and_no_needless_reload(capsys: pytest.CaptureFixture[str]) -> None:
     report = await run_rounds(range(ROUNDS))
+    with capsys.disabled():
+        print(f"\n{report}")
     assert not report.failed, f"\n{report}"
     assert len(report.rounds) == ROUNDS
 
