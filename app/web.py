@@ -1,7 +1,7 @@
 """The routes. What a stream does is in app/streams; what may be published is in app/contracts.py."""
 
 # quart-schema's decorators accept more kinds of model than are installed here:
-# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
 import base64
 import hashlib
 import hmac
@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any, Final, Literal
 
 import structlog
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from quart import Response, request
 from quart.typing import ResponseReturnValue
 from quart_schema import (
@@ -26,6 +26,7 @@ from quart_schema import (
     security_scheme,
     tag,
 )
+from quart_schema.openapi import OpenAPIProvider
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
@@ -47,6 +48,7 @@ STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
+PROBLEM_TYPE: Final = "application/problem+json"
 # When the server is full, a browser's EventSource must not get an error status: it would give up for good.
 FULL_RETRY_MS: Final = 30_000
 PREFLIGHT_MAX_AGE_S: Final = 86_400
@@ -103,6 +105,28 @@ class Problem(BaseModel):
     detail: str
 
 
+class StreamBody(RootModel[str]):
+    """Server-Sent Events: `retry:`, the position as an `id:`, then events, and `:` as heartbeats."""
+
+
+class _OpenApi(OpenAPIProvider):
+    """quart-schema writes application/json for every body; two of ours have another type."""
+
+    def build_response_object(self, model: Any, headers_model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        described, components = super().build_response_object(model, headers_model)
+        content_type = _CONTENT_TYPES.get(model)
+        if content_type is not None:
+            described["content"] = {content_type: described["content"]["application/json"]}
+        return described, components
+
+
+_CONTENT_TYPES: Final[dict[Any, str]] = {Problem: PROBLEM_TYPE, StreamBody: "text/event-stream"}
+
+
+class _Schema(QuartSchema):
+    openapi_provider_class = _OpenApi
+
+
 @dataclass
 class HttpError(Exception):
     """Answered as problem+json."""
@@ -119,7 +143,7 @@ def create_app(settings: Settings) -> QuartTrio:
     app.asgi_http_class = StreamConnection
     app.config["MAX_CONTENT_LENGTH"] = settings.max_event_bytes * BODY_OVERHEAD
     app.extensions["stalecast"] = services
-    QuartSchema(
+    _Schema(
         app,
         info=Info("Stalecast", __version__, description="Resumable invalidation streams."),
         swagger_ui_path=None,
@@ -153,6 +177,7 @@ def _add_stream_routes(app: QuartTrio, services: Services) -> None:
     @app.get("/v1/sse/<topic_id>")
     @tag(["streams"])
     @document_querystring(StreamQuery)
+    @document_response(StreamBody)
     @document_response(Problem, 422)
     async def stream(topic_id: str) -> Response:
         """Follow a topic as Server-Sent Events.
@@ -192,6 +217,7 @@ def _add_stream_routes(app: QuartTrio, services: Services) -> None:
     @tag(["streams"])
     @document_response(Cursor)
     @document_response(Problem, 422)
+    @document_response(Problem, 503)
     async def cursor(topic_id: str) -> ResponseReturnValue:
         """The position now.
 
@@ -211,7 +237,10 @@ def _add_publish_route(app: QuartTrio, services: Services) -> None:
     @document_request(EventToPublish)
     @document_response(Published, 201)
     @document_response(Problem, 401)
+    @document_response(Problem, 403)
+    @document_response(Problem, 413)
     @document_response(Problem, 422)
+    @document_response(Problem, 503)
     async def publish(topic_id: str) -> ResponseReturnValue:
         """Append an event.
 
@@ -377,7 +406,7 @@ def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = N
     return Response(
         problem.model_dump_json(),
         status.value,
-        {**(headers or {}), "Content-Type": "application/problem+json"},
+        {**(headers or {}), "Content-Type": PROBLEM_TYPE},
     )
 
 

@@ -520,6 +520,17 @@ async def test_openapi_describes_every_public_route(settings: MakeSettings) -> N
     assert {parameter["name"] for parameter in stream["parameters"]} == {"topic_id", "lastEventId", "catchup"}
 
 
+async def test_openapi_names_the_types_that_are_sent(settings: MakeSettings) -> None:
+    description = await (await client_of(settings()).get("/openapi.json")).get_json()
+    stream = description["paths"]["/v1/sse/{topic_id}"]["get"]["responses"]
+    assert list(stream["200"]["content"]) == ["text/event-stream"]
+    for path in description["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                if status.startswith("4"):
+                    assert list(response["content"]) == ["application/problem+json"]
+
+
 async def test_openapi_describes_what_is_sent_and_answered(settings: MakeSettings) -> None:
     description = await (await client_of(settings()).get("/openapi.json")).get_json()
     publish = description["paths"]["/v1/topics/{topic_id}/events"]["post"]
