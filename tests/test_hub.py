@@ -13,6 +13,7 @@ from app.contracts import builtin_registry
 from app.publish import publish_topic_event_sync, stream_key
 from app.redis_connection import Address
 from app.settings import Settings
+from app.streams import hub as hub_module
 from app.streams.hub import Hub
 from app.streams.ids import StreamId
 from app.streams.tail import Tails
@@ -55,8 +56,13 @@ async def test_one_delivery_is_one_write(autojump_clock, world):
     assert sizes[0].count(b"\r\n") == 2  # one chunk
 
 
-async def test_a_fan_out_to_many_lets_others_have_their_turn(autojump_clock, world):
-    for _ in range(1200):
+@pytest.fixture
+def yields_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "WRITES_BETWEEN_YIELDS", 20)
+
+
+async def test_a_fan_out_to_many_lets_others_have_their_turn(autojump_clock, world, yields_often):
+    for _ in range(300):
         world.connect()
     await world.settle()
     turns = 0
@@ -79,9 +85,9 @@ async def test_a_fan_out_to_many_lets_others_have_their_turn(autojump_clock, wor
     assert all(browser.told == ["1-0 n1"] for browser in world.browsers)
 
 
-async def test_a_client_that_leaves_while_a_fan_out_yields_gets_nothing(autojump_clock, world):
+async def test_a_client_that_leaves_while_a_fan_out_yields_gets_nothing(autojump_clock, world, yields_often):
     """Its socket is closed by then, and the number of its descriptor may be another client's."""
-    browsers = [world.connect() for _ in range(1200)]
+    browsers = [world.connect() for _ in range(300)]
     await world.settle()
     left = browsers[-1]
 
@@ -100,9 +106,9 @@ async def test_a_client_that_leaves_while_a_fan_out_yields_gets_nothing(autojump
 
 
 async def test_a_client_sent_away_while_a_fan_out_yields_gets_nothing_after_its_goodbye(
-    autojump_clock, world
+    autojump_clock, world, yields_often
 ):
-    browsers = [world.connect() for _ in range(1200)]
+    browsers = [world.connect() for _ in range(300)]
     await world.settle()
     sent_away = browsers[-1]
 

@@ -292,6 +292,39 @@ async def test_a_loss_at_any_moment_is_told(autojump_clock, make_world, asgi, fo
         assert browser.told[-1] == ("2-0 n2" if forced else "7-0 n7"), moment
 
 
+async def test_a_wipe_during_the_read_is_told_once_though_much_came_since(autojump_clock, make_world, asgi):
+    """The read sees the new data set further on than the hub does, whose word comes after it."""
+    world = await make_world(window_limit_events=0, backlog_limit_events=4)
+    world.publish(1)
+    await world.open()
+
+    async def wipe_and_go_on() -> None:
+        await trio.lowlevel.checkpoint()
+        world.client.at_await = trio.lowlevel.checkpoint
+        world.writer.flushall()
+        world.publish(10)
+        await world.lose(forced=True)
+        world.publish(*range(11, 21))
+        await world.deliver()
+        world.publish(21, 22)
+
+    # The first look is the window's backfill; what matters is the replay's own.
+    looks = itertools.count()
+
+    async def at_second_look() -> None:
+        await trio.lowlevel.checkpoint()
+        if next(looks) == 2:
+            await wipe_and_go_on()
+
+    world.client.at_await = at_second_look
+    browser = world.connect("0-1", asgi=asgi)
+    await trio.sleep(1)
+    await world.deliver()
+    await world.publish_and_deliver(23)
+
+    assert browser.told == ["22-0 trimmed", "23-0 n23"]
+
+
 async def test_a_client_ahead_of_the_hub_gets_nothing_twice(autojump_clock, world, asgi):
     """It comes from an instance that reads faster."""
     await world.open()

@@ -57,6 +57,10 @@ class Backlog:
         self._events = self._reload = None
         self._reload_forced = self._overflowed = False
 
+    def unforce(self) -> None:
+        """The subscriber's position was proven in the data set that forced the reload: ids compare again."""
+        self._reload_forced = False
+
     def forget_reload_at(self, position: StreamId) -> None:
         """The subscriber was just told to reload at `position`: the same word from the hub says it twice."""
         if self._reload is not None and self._reload.id == position:

@@ -214,11 +214,14 @@ class Subscriber:
         topic, limit_events = self._topic, self._hub.settings.replay_page_events
         give_up_at_s = trio.current_time() + DISAGREEMENT_LIMIT_S
         while True:
-            known = topic.position
+            known, epoch = topic.position, topic.epoch
             page = await self._patiently(
                 lambda: read_after(self._hub.client, topic.key, cursor, limit_events)
             )
             if topic.agrees_with(page.stream, known) or trio.current_time() > give_up_at_s:
+                if topic.epoch != epoch:
+                    # The tail saw another data set while this read was under way, which has seen it, too.
+                    self.backlog.unforce()
                 return page
             # The stream went back and the tail has not seen it yet. Answering now would have the hub tell
             # this client once more what it has just been told.
