@@ -11,7 +11,7 @@ from app.streams.ids import StreamId
 class Backlog:
     """Bounded by `limit_events`; never refuses."""
 
-    __slots__ = ("_events", "_limit", "_overflowed", "_reload", "_reload_forced", "collapsed")
+    __slots__ = ("_events", "_in_doubt", "_limit", "_overflowed", "_reload", "_reload_forced", "collapsed")
 
     def __init__(self, limit_events: int) -> None:
         self._limit = limit_events
@@ -20,6 +20,7 @@ class Backlog:
         self._reload: Event | None = None
         self._reload_forced = False
         self._overflowed = False
+        self._in_doubt = False
         self.collapsed = 0
 
     def __len__(self) -> int:
@@ -29,6 +30,11 @@ class Backlog:
     def overflowed(self) -> bool:
         """Only more events than the limit is what stands between the subscriber and completeness."""
         return self._overflowed
+
+    @property
+    def in_doubt(self) -> bool:
+        """The hub lost events, but the subscriber may stand past the gap: its own position decides."""
+        return self._in_doubt
 
     def add(self, event: Event) -> None:
         if self._events is None:
@@ -50,12 +56,13 @@ class Backlog:
         """
         self._events = None
         self._overflowed = False
+        self._in_doubt = not forced and not self._reload_forced
         self._reload = event
         self._reload_forced |= forced  # a second loss does not hide that the stream went back
 
     def clear(self) -> None:
         self._events = self._reload = None
-        self._reload_forced = self._overflowed = False
+        self._reload_forced = self._overflowed = self._in_doubt = False
 
     def unforce(self) -> None:
         """The subscriber's position was proven in the data set that forced the reload: ids compare again."""
@@ -65,7 +72,7 @@ class Backlog:
         """The subscriber was just told to reload at `position`: the same word from the hub says it twice."""
         if self._reload is not None and self._reload.id == position:
             self._reload = None
-            self._reload_forced = self._overflowed = False
+            self._reload_forced = self._overflowed = self._in_doubt = False
 
     def take(self, after: StreamId) -> list[Event]:
         """Everything that waits and is newer than `after`, oldest first; the backlog is empty then."""

@@ -192,7 +192,7 @@ class Subscriber:
                     assert_never(other)
             self.position = cursor
             # More came meanwhile than may wait: it is still in the stream, so the replay goes on.
-            if whole and not self.backlog.overflowed:
+            if whole and not (self.backlog.overflowed or self.backlog.in_doubt):
                 break
         else:
             # From memory, in one synchronous step with the position it reaches.
@@ -262,6 +262,10 @@ class Subscriber:
                 self.backlog.clear()
                 self.position = topic.position
                 await self._write(topic.window.blocks_after(point))
+            elif self.backlog.in_doubt:
+                # The hub lost events; whether this client did, its own position tells.
+                self._cursor = str(self.position)
+                await self._catch_up()
             elif events := self.backlog.take(self.position):
                 self.position = events[-1].id
                 await self._write_events(events)
