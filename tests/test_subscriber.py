@@ -292,6 +292,23 @@ async def test_a_loss_at_any_moment_is_told(autojump_clock, make_world, asgi, fo
         assert browser.told[-1] == ("2-0 n2" if forced else "7-0 n7"), moment
 
 
+async def test_a_gap_behind_a_client_ahead_of_the_hub_is_not_its_own(autojump_clock, make_world, asgi):
+    """It comes from an instance that had read on before the trimming."""
+    world = await make_world(window_limit_events=0)
+    world.publish(1)
+    await world.open()
+    world.publish(2, 3, 4)
+    browser = world.connect("3-0", asgi=asgi)
+    await world.settle()
+    world.publish(5)
+    world.writer.xtrim("topic:events:a", minid="4-0", approximate=False)
+
+    await world.lose(forced=False)
+    await world.settle()
+
+    assert browser.told == ["4-0 n4", "5-0 n5"]
+
+
 async def test_a_wipe_during_the_read_is_told_once_though_much_came_since(autojump_clock, make_world, asgi):
     """The read sees the new data set further on than the hub does, whose word comes after it."""
     world = await make_world(window_limit_events=0, backlog_limit_events=4)
