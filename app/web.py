@@ -198,20 +198,20 @@ def _add_stream_routes(app: QuartTrio, services: Services) -> None:
         cursor = request.headers.get("Last-Event-ID") or request.args.get("lastEventId") or None
         user_agent = request.headers.get("User-Agent", "")
 
-        async def serve(begin: Begin, on_disconnect: Any) -> bool:
+        async def open_stream(begin: Begin) -> Subscriber | None:
             try:
                 subscriber = Subscriber(
                     hub, topic_id, cursor, begin, "compact" if catchup == "compact" else "all"
                 )
             except HubFull as error:
                 _log.warning("stream_refused", error=str(error))
-                await begin(sse.retry_block(FULL_RETRY_MS))
-                return True
-            on_disconnect(subscriber.disconnect)
+                wire = await begin(sse.retry_block(FULL_RETRY_MS))
+                await wire.end()
+                return None
             _log.info("stream_opened", topic=topic_id, cursor=cursor, user_agent=user_agent)
-            return await subscriber.run()
+            return subscriber
 
-        return EventStream(serve, STREAM_HEADERS)
+        return EventStream(open_stream, STREAM_HEADERS)
 
     @app.get("/v1/topics/<topic_id>/cursor")
     @tag(["streams"])

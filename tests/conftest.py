@@ -1,5 +1,6 @@
 """Fixtures that several test files share. What starts processes is in servers.py."""
 
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -147,8 +148,10 @@ class Browser:
 
     def __init__(self, world: "World", stuck_timeout_s: float) -> None:
         self.messages: list[Message] = []
-        self.ended_cleanly: bool | None = None
         self.ended_s: float | None = None
+        self.connection = trio.CancelScope()  # the task that serves it
+        self.arriving = True
+        self._saw_end = False
         self.begun = False
         self.aborted = False
         self.subscriber: Subscriber
@@ -189,8 +192,13 @@ class Browser:
             if message.data is not None
         ]
 
+    @property
+    def ended_cleanly(self) -> bool | None:
+        self.receive()
+        return None if self.ended_s is None else self._saw_end
+
     def disconnect(self) -> None:
-        self.subscriber.disconnect()
+        raise NotImplementedError
 
     def check_no_gap(self, cursor: StreamId, appended: Sequence[StreamId]) -> None:
         """Every event behind `cursor` in order and once, except where a reload stood in for some."""
@@ -220,7 +228,8 @@ class SocketBrowser(Browser):
         assert not self.begun
         self.begun = True
         await self._world.client.at_await()
-        await self._stream.send_all(chunk(first))
+        with contextlib.suppress(trio.BrokenResourceError):  # as the server: the reader learns of it
+            await self._stream.send_all(chunk(first))
         await self._world.client.at_await()
         return DirectWire(self._stream, self._stuck_timeout_s)
 
@@ -239,11 +248,18 @@ class SocketBrowser(Browser):
         while b"\r\n" in self._received:
             size, _, rest = self._received.partition(b"\r\n")
             length = int(size, 16)
+            self._saw_end |= length == 0
             if len(rest) < length + 2:
                 break
             assert rest[length : length + 2] == b"\r\n"
             self.messages += self._parser.feed(rest[:length])
             self._received = rest[length + 2 :]
+
+    def disconnect(self) -> None:
+        """The server learns of it from the socket and, while the client catches up, from its reader."""
+        self.socket.shutdown(socket.SHUT_RDWR)
+        if self.arriving:
+            self.subscriber.disconnect()
 
     def close(self) -> None:
         self.socket.close()
@@ -269,10 +285,14 @@ class AsgiBrowser(Browser):
         await self.reads.wait()
         await self._world.client.at_await()
         self._sent.append(message["body"])
+        self._saw_end |= not message.get("more_body", True)
         await self._world.client.at_await()
 
     def _abort(self) -> None:
         self.aborted = True
+
+    def disconnect(self) -> None:
+        self.connection.cancel()
 
     def receive(self) -> None:
         sent, self._sent = self._sent, []
@@ -345,7 +365,10 @@ class World:
         )
 
         async def run() -> None:
-            browser.ended_cleanly = await browser.subscriber.run()
+            with browser.connection:
+                if await browser.subscriber.catch_up():
+                    browser.arriving = False
+                    await browser.subscriber.follow()
             browser.ended_s = trio.current_time()
 
         self.nursery.start_soon(run)

@@ -103,6 +103,7 @@ class Stream:
     def __init__(self, server: AppServer) -> None:
         self._connection = HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S)
         self._connection.request("GET", "/v1/sse/a")
+        self._sock = self._connection.sock  # http.client forgets it where the server says it will close
         self._response: HTTPResponse = self._connection.getresponse()
         assert self._response.status == 200
         self.read_until(b"id: ")
@@ -115,7 +116,7 @@ class Stream:
 
     @property
     def has_more(self) -> bool:
-        return bool(select.select([self._connection.sock], [], [], 0)[0])
+        return bool(select.select([self._sock], [], [], 0)[0])
 
     def read_clean_end(self) -> bytes:
         """What is left. Raises IncompleteRead (http.client) when the last chunk is missing."""

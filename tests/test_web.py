@@ -105,7 +105,8 @@ def open_stream(server: AppServer, path: str, headers: dict[str, str] | None = N
     connection = HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S)
     try:
         connection.request("GET", f"/v1/sse/{path}", headers=headers or {})
-        yield Stream(connection.getresponse())
+        with connection.getresponse() as response:
+            yield Stream(response)
     finally:
         connection.close()
 
@@ -175,6 +176,7 @@ def test_a_stream_has_exactly_the_promised_headers(server: AppServer, producer: 
         "x-accel-buffering": "no",
         "access-control-allow-origin": "*",
         "transfer-encoding": "chunked",
+        "connection": "close",
     }
 
 

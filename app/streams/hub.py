@@ -206,6 +206,8 @@ class Topic:
     # -- the subscribers' side
 
     def go_live(self, subscriber: "Subscriber", send_nowait: SendNowait) -> None:
+        if subscriber in self.live:
+            return
         self.waiting.discard(subscriber)
         self.live[subscriber] = send_nowait
         self._order = None

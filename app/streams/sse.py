@@ -39,6 +39,8 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
 # Beyond any patience, and below where int() refuses.
 _RETRY_LIMIT_DIGITS: Final = 15
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")

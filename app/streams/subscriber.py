@@ -1,7 +1,8 @@
-"""One client: catching up, then live, in the task of its own request.
+"""One client: catching up, then following, each phase in whichever task the server gives it.
 
-A cancel scope holds both phases, so a disconnect ends them together. While it is live this task sleeps: the
-hub writes. It wakes to send what the hub could not, to catch up again, or to go.
+A disconnect ends either phase, and with it everything the client held. While it is live the task sleeps and
+the hub writes; all it waits for is a wake, and the client's leaving. It wakes to send what the hub could not,
+to catch up again, or to go.
 """
 
 import random
@@ -44,8 +45,8 @@ class _SentAway(Exception):
 
 class Subscriber:
     __slots__ = (
-        "_begin", "_catchup", "_cursor", "_ending", "_hub", "_opened_s", "_scope",
-        "_topic", "_wakeup", "_wire", "backlog", "last_write_s", "owes_heartbeat", "position", "rest",
+        "_arriving", "_begin", "_catchup", "_closed", "_cursor", "_ending", "_gone", "_hub", "_opened_s",
+        "_parked", "_topic", "_wire", "backlog", "last_write_s", "owes_heartbeat", "position", "rest",
     )  # fmt: skip
 
     def __init__(
@@ -55,11 +56,13 @@ class Subscriber:
         self._hub = hub
         self._cursor = cursor
         self._catchup: Catchup = catchup
-        self._begin = begin
+        self._begin: Begin | None = begin  # until it was used: it holds the whole request
         self._wire: Wire | None = None
-        self._scope = trio.CancelScope()
-        self._wakeup = trio.Event()
+        self._arriving: trio.CancelScope | None = None  # around the first phase
+        self._parked: trio.CancelScope | None = None  # around the wait for a wake
         self._ending = hub.draining
+        self._gone = False
+        self._closed = False
         self.backlog = Backlog(hub.settings.backlog_limit_events)
         self.rest: memoryview | None = None  # of a chunk that the hub could write only in part
         self.owes_heartbeat = False
@@ -70,7 +73,9 @@ class Subscriber:
     # -- called by the hub and by the server, never waiting
 
     def wake(self) -> None:
-        self._wakeup.set()
+        """Without meaning while its task is awake: that looks at everything before it parks."""
+        if self._parked is not None:
+            self._parked.cancel()
 
     def end(self) -> None:
         """Send it away with a `retry:` and a clean end, as soon as its task gets to it."""
@@ -79,22 +84,48 @@ class Subscriber:
         self.wake()
 
     def disconnect(self) -> None:
-        """The client is gone: ends both phases."""
+        """The client is gone: ends whichever phase it is in."""
+        self._gone = True
         self._topic.drop_live(self)
-        self._scope.cancel()
+        if self._arriving is not None:
+            self._arriving.cancel()
+        self.wake()
 
     # -- its own task
 
-    async def run(self) -> bool:
-        """Serve the client until it is gone or sent away; then everything it held is free.
+    async def catch_up(self) -> bool:
+        """Serve the client until it has what it missed. Returns whether `follow` is to be called; if not, it
+        is gone or was sent away, and everything it held is free.
 
-        Returns whether it was sent away, so that the stream may end cleanly. Nothing is raised for what
-        clients do. If cancelled, the connection may stand inside a chunk.
+        Nothing is raised for what clients do. If cancelled, the connection may stand inside a chunk.
         """
         outcome = "gone"
+        with trio.CancelScope() as self._arriving:
+            outcome = await self._phase(self._arrive)
+        self._arriving = None
+        return outcome == "caught_up"
+
+    async def follow(self) -> None:
+        """Serve a client that has caught up until it is gone or sent away; otherwise as `catch_up`."""
+        await self._phase(self._stay)
+
+    def close(self, outcome: str = "gone") -> None:
+        """Free what the client held. Each phase does so if it is the last one; this is for a stop between
+        them."""
+        if self._closed:
+            return
+        self._closed = True
+        self._hub.overflows += self.backlog.collapsed
+        self._hub.leave(self._topic, self)
+        _log.info(
+            "stream_closed", topic=self._topic.name, outcome=outcome,
+            seconds=round(trio.current_time() - self._opened_s, 3),
+        )  # fmt: skip
+
+    async def _phase(self, phase: Callable[[], Awaitable[str]]) -> str:
+        outcome = "gone"
         try:
-            with self._scope:
-                outcome = await self._serve()
+            outcome = await phase()
         except ClientGone:
             pass
         except ClientStuck:
@@ -103,29 +134,36 @@ class Subscriber:
             if self._wire is not None:
                 self._wire.abort()
         finally:
-            self._hub.overflows += self.backlog.collapsed
-            self._hub.leave(self._topic, self)
-            _log.info(
-                "stream_closed", topic=self._topic.name, outcome=outcome,
-                seconds=round(trio.current_time() - self._opened_s, 3),
-            )  # fmt: skip
-        return outcome in ("sent_away", "refused")
+            if outcome != "caught_up":
+                self.close(outcome)
+        return outcome
 
-    async def _serve(self) -> str:
+    async def _arrive(self) -> str:
         try:
             if await self._wait_open():
                 await self._catch_up()
-                await self._follow()
+                return "caught_up"
         except _SentAway:
             pass
         except RedisRefused as error:
             await self._topic.refuse(error)
-        await self._say_farewell()
-        return "sent_away" if self._topic.refused is None else "refused"
+        return await self._say_farewell()
 
-    async def _say_farewell(self) -> None:
+    async def _stay(self) -> str:
+        try:
+            await self._follow()
+        except _SentAway:
+            pass
+        except RedisRefused as error:
+            await self._topic.refuse(error)
+        return await self._say_farewell()
+
+    async def _say_farewell(self) -> str:
         # The first write brings a `retry:` of its own.
         await self._write(b"" if self._wire is None else sse.retry_block(self._retry_ms()))
+        assert self._wire is not None
+        await self._wire.end()
+        return "sent_away" if self._topic.refused is None else "refused"
 
     async def _wait_open(self) -> bool:
         topic = self._topic
@@ -253,7 +291,7 @@ class Subscriber:
     async def _follow(self) -> None:
         """Send what comes: by itself while anything waits, through the hub while nothing does."""
         topic = self._topic
-        while True:
+        while not self._gone:
             if self.rest is not None:
                 rest, self.rest = self.rest, None
                 await self._write(b"", rest)
@@ -278,15 +316,21 @@ class Subscriber:
                 send_nowait = self._wire.send_nowait
                 # `>=`: a client may be ahead of the hub, if it comes from an instance that reads faster.
                 if send_nowait is not None and topic.position >= self.position:
-                    topic.go_live(self, send_nowait)
+                    topic.go_live(
+                        self, send_nowait
+                    )  # or still is: it was the client that had something to say
                 await self._wait_woken()
-
-    # -- writing
+        raise ClientGone("disconnected")
 
     async def _wait_woken(self) -> None:
-        if self._wakeup.is_set():
-            self._wakeup = trio.Event()
-        await self._wakeup.wait()
+        with trio.CancelScope() as self._parked:
+            if self._wire is None:
+                await trio.sleep_forever()
+            else:
+                await self._wire.wait_input()
+        self._parked = None
+
+    # -- writing
 
     async def _write_events(self, events: Sequence[Event], first: bytes = b"") -> None:
         """In slices, so that a slow client holds little beyond references to shared events."""
@@ -303,7 +347,9 @@ class Subscriber:
     async def _write(self, data: bytes, rest: memoryview | None = None) -> None:
         self.owes_heartbeat = False
         if self._wire is None:
+            assert self._begin is not None
             self._wire = await self._begin(sse.retry_block(self._retry_ms()) + data)
+            self._begin = None
         else:
             await self._wire.write(data, rest)
         self.last_write_s = trio.current_time()
