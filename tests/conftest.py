@@ -358,10 +358,8 @@ class World:
         stuck_timeout_s: float = 30.0,
     ) -> Any:
         """A browser whose stream runs in the world's nursery."""
-        browser = (AsgiBrowser if asgi else SocketBrowser)(self, stuck_timeout_s)
-        self.browsers.append(browser)
-        browser.subscriber = Subscriber(
-            self.hub, topic, None if cursor is None else str(cursor), browser.begin, catchup
+        browser = self.create_browser(
+            cursor, topic=topic, catchup=catchup, asgi=asgi, stuck_timeout_s=stuck_timeout_s
         )
 
         async def run() -> None:
@@ -372,6 +370,23 @@ class World:
             browser.ended_s = trio.current_time()
 
         self.nursery.start_soon(run)
+        return browser
+
+    def create_browser(
+        self,
+        cursor: object = None,
+        *,
+        topic: str = "a",
+        catchup: Catchup = "all",
+        asgi: bool = False,
+        stuck_timeout_s: float = 30.0,
+    ) -> Any:
+        """One whose phases the test runs itself."""
+        browser = (AsgiBrowser if asgi else SocketBrowser)(self, stuck_timeout_s)
+        self.browsers.append(browser)
+        browser.subscriber = Subscriber(
+            self.hub, topic, None if cursor is None else str(cursor), browser.begin, catchup
+        )
         return browser
 
     async def settle(self) -> None:

@@ -4,6 +4,7 @@ Servers run in the test's own process, on loopback, so that a test sees both end
 write bytes, so that nothing on the wire is hidden by a library.
 """
 
+import gc
 import os
 import re
 import select
@@ -23,11 +24,13 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+import h11
 import hypercorn.config
 import pytest
 import trio
 import trio.testing
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio import serve
 from hypercorn.trio.worker_context import EventWrapper
 from servers import (
@@ -52,6 +55,7 @@ from app.serving import (
     BoundedStreamBuffer,
     Context,
     HandlerSettings,
+    Http11,
     configure,
     create_listener,
     hypercorn_config,
@@ -60,6 +64,7 @@ from app.settings import Settings
 from app.streams.hub import Hub
 from app.streams.ids import StreamId
 from app.streams.sse import HEARTBEAT, Message, Parser
+from app.streams.wire import UNASKED_LIMIT_BYTES
 from app.web import create_app
 
 # For what happens "at once"; far above the milliseconds it takes, far below what the remedies prevent.
@@ -818,13 +823,24 @@ async def test_trap_9_a_client_that_leaves_over_tls_is_noticed_at_once(
     await wait_clients(server, 0)
 
 
-@both_ways
-async def test_trap_9_a_client_that_pipelined_bytes_is_noticed_by_a_heartbeat(
-    nursery: trio.Nursery, settings: Callable[..., Settings], way: tuple[str, ...]
+async def test_trap_9_a_client_that_pipelined_bytes_is_noticed_at_once(
+    nursery: trio.Nursery, settings: Callable[..., Settings]
 ) -> None:
-    """Unread bytes park the reader, so the client's end goes unread as well."""
+    server = await start_server(nursery, settings())
+    async with follow(server, "a") as follower:
+        await wait_live(server)
+        await follower.connection.request("/healthz")
+        await trio.testing.wait_all_tasks_blocked()
+        assert live_clients(server) == 1
+    await wait_clients(server, 0)
+
+
+async def test_trap_9_a_client_that_pipelined_bytes_is_noticed_by_a_heartbeat(
+    nursery: trio.Nursery, settings: Callable[..., Settings]
+) -> None:
+    """Through ASGI unread bytes park Hypercorn's reader, so the client's end goes unread as well."""
     server = await start_server(nursery, settings(heartbeat_interval_s=0.1))
-    async with follow(server, "a", *way) as follower:
+    async with follow(server, "a", *THROUGH_ASGI) as follower:
         await follower.connection.request("/healthz")
         await follower.wait_heartbeats(1)
         assert server.hub.clients == 1
@@ -843,6 +859,34 @@ async def test_trap_9_a_request_pipelined_behind_a_stream_gets_no_byte_into_it(
         server.stop()
         assert [message.data for message in await follower.wait_clean_end()] == [None]
         assert await follower.connection.read_end() == b""
+
+
+async def test_a_client_that_talks_without_end_is_cut(
+    nursery: trio.Nursery, settings: Callable[..., Settings]
+) -> None:
+    server = await start_server(nursery, settings())
+    async with follow(server, "a") as follower:
+        await wait_live(server)
+        with pytest.raises(trio.BrokenResourceError):  # noqa: PT012 the kernel takes the first ones
+            while True:
+                await follower.connection.send(b"x" * (UNASKED_LIMIT_BYTES // 4))
+        await wait_clients(server, 0)
+
+
+async def test_a_client_that_has_caught_up_is_all_that_is_left_of_its_request(
+    nursery: trio.Nursery, settings: Callable[..., Settings], publish: Callable[..., str]
+) -> None:
+    """What parsed and answered the request is most of the memory that a client would cost."""
+    server = await start_server(nursery, settings())
+    async with follow(server, "a") as follower:
+        await wait_live(server)
+        gc.collect()
+        left = [type(one) for one in gc.get_objects() if type(one) in (h11.Connection, HTTPStream, Http11)]
+        assert left == []
+        assert Context.current is not None
+        assert len(Context.current.connections) == 1
+        event_id = publish("a")
+        assert await follower.event_id() == event_id
 
 
 def test_trap_10_hypercorns_defaults_that_harm_streams_are_replaced() -> None:

@@ -706,3 +706,20 @@ async def test_a_replay_that_redis_refuses_sends_the_client_away_for_longer(
     assert browser.retries_ms[-1] >= 10_000
     assert live.ended_cleanly is True
     assert world.hub.statistics().clients == 0
+
+
+async def test_who_stops_between_the_phases_is_freed(autojump_clock, world, asgi):
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+    first = browser.subscriber
+    browser.disconnect()
+    await world.settle()
+    first.close()  # the server closes what it was handed, whatever happened to it
+    assert world.hub.statistics().clients == 0
+
+    arrived = world.create_browser(asgi=asgi)
+    assert await arrived.subscriber.catch_up()
+    assert world.hub.statistics().clients == 1
+    arrived.subscriber.close()
+    arrived.subscriber.close()
+    assert world.hub.statistics().clients == 0

@@ -11,7 +11,14 @@ import trio
 import trio.testing
 
 from app.streams.sse import chunk
-from app.streams.wire import STUCK_SPREAD, AsgiWire, ClientGone, ClientStuck, DirectWire
+from app.streams.wire import (
+    STUCK_SPREAD,
+    UNASKED_LIMIT_BYTES,
+    AsgiWire,
+    ClientGone,
+    ClientStuck,
+    DirectWire,
+)
 
 STUCK_TIMEOUT_S = 30.0
 # Far more than the kernel takes for a peer that does not read (4 KB of send buffer, doubled by Linux).
@@ -222,6 +229,51 @@ async def test_direct_abort_sends_a_reset_and_drops_what_waits() -> None:
         assert isinstance(broken.value.__cause__, ConnectionResetError)
 
 
+async def test_direct_sleeps_until_the_client_says_something_or_leaves() -> None:
+    server, client = await _tcp_pair()
+    async with server:
+        wire = DirectWire(server, STUCK_TIMEOUT_S)
+        async with client:
+            await client.send_all(b"GET / HTTP/1.1")
+            await wire.wait_input()
+            with trio.move_on_after(0.05) as nothing_new:
+                await wire.wait_input()
+            assert nothing_new.cancelled_caught
+        with pytest.raises(ClientGone):
+            await wire.wait_input()
+
+
+async def test_direct_bounds_what_a_client_may_say() -> None:
+    server, client = await _tcp_pair()
+    async with server, client, trio.open_nursery() as nursery:
+        wire = DirectWire(server, STUCK_TIMEOUT_S)
+        nursery.start_soon(client.send_all, b"x" * (UNASKED_LIMIT_BYTES + 1))
+        with pytest.raises(ClientGone, match="talks"):  # noqa: PT012 how many reads that takes is the kernel's
+            while True:
+                await wire.wait_input()
+
+
+async def test_direct_raises_gone_when_the_server_closes_a_sleeping_one(nursery: trio.Nursery) -> None:
+    server, client = await _tcp_pair()
+    async with client:
+        wire = DirectWire(server, STUCK_TIMEOUT_S)
+        nursery.start_soon(_close_when_all_sleep, server)
+        with pytest.raises(ClientGone):
+            await wire.wait_input()
+
+
+async def _close_when_all_sleep(stream: trio.SocketStream) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    await stream.aclose()
+
+
+async def test_direct_ends_with_the_last_chunk() -> None:
+    server, client = await _socket_pair()
+    async with server, client:
+        await DirectWire(server, STUCK_TIMEOUT_S).end()
+        assert await client.receive_some() == b"0\r\n\r\n"
+
+
 async def test_direct_abort_of_a_closed_connection_does_nothing() -> None:
     server, client = await _tcp_pair()
     async with client:
@@ -252,6 +304,16 @@ async def test_asgi_sends_data_unframed_and_keeps_the_body_open() -> None:
     await wire.write(b":\n\n")
     assert sent == [{"type": "http.response.body", "body": b":\n\n", "more_body": True}]
     assert wire.send_nowait is None, "nothing may be written past the server"
+
+
+async def test_asgi_ends_the_body() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await _asgi_wire(send).end()
+    assert sent == [{"type": "http.response.body", "body": b"", "more_body": False}]
 
 
 async def test_asgi_sends_no_message_for_no_data() -> None:
