@@ -249,8 +249,9 @@ async def test_direct_bounds_what_a_client_may_say() -> None:
         wire = DirectWire(server, STUCK_TIMEOUT_S)
         nursery.start_soon(client.send_all, b"x" * (UNASKED_LIMIT_BYTES + 1))
         with pytest.raises(ClientGone, match="talks"):  # noqa: PT012 how many reads that takes is the kernel's
-            while True:
-                await wire.wait_input()
+            with trio.fail_after(5):
+                while True:
+                    await wire.wait_input()
 
 
 async def test_direct_raises_gone_when_the_server_closes_a_sleeping_one(nursery: trio.Nursery) -> None:
