@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint types soak bench lock clean
+.PHONY: help serve test lint types soak bench bench-quick bench-peers lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,11 +27,18 @@ types: $(VENV)/.dev
 soak: $(VENV)/.dev ## the delivery checker for long: ROUNDS=2000
 	$(BIN)/python -m tests.delivery --rounds $(or $(ROUNDS),2000)
 
-bench: $(VENV)/.dev ## delivery latency against a real Redis (about ten minutes, best on an idle machine)
-	for name in fanout burst connect idle topics stuck drain; do $(BIN)/python -m bench $$name || exit 1; done
+bench: $(VENV)/.bench bench-peers ## Stalecast beside what else one could use (about an hour, best on an idle machine)
+	$(BIN)/python -m bench all --plot
+
+bench-quick: $(VENV)/.bench bench-peers ## every scenario and peer with small counts: no figures
+	$(BIN)/python -m bench all --quick --plot $(if $(CI),--require-all)
+
+bench-peers:
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix bench/peers/better-sse; fi
 
 lock: $(VENV)/.dev ## compile the requirements files anew from pyproject.toml
-	for set in ":" "-embedded:--extra embedded" "-dev:--extra embedded --group dev"; do \
+	for set in ":" "-embedded:--extra embedded" "-dev:--extra embedded --group dev" \
+	  "-bench:--extra embedded --group dev --group bench"; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-annotate --custom-compile-command "make lock" $${set#*:} pyproject.toml -o requirements$${set%%:*}.txt || exit 1; \
 	done
@@ -50,3 +57,7 @@ $(VENV)/.serve: $(BIN)/python requirements-embedded.txt
 $(VENV)/.dev: $(BIN)/python requirements-dev.txt
 	$(PIP) install --require-hashes -r requirements-dev.txt
 	touch $@ $(VENV)/.serve
+
+$(VENV)/.bench: $(BIN)/python requirements-bench.txt
+	$(PIP) install --require-hashes -r requirements-bench.txt
+	touch $@ $(VENV)/.dev $(VENV)/.serve

@@ -1,134 +1,233 @@
-"""The load: thousands of SSE subscribers in one process, each a descriptor and the number it expects next.
+"""The load: SSE subscribers in processes of their own (`load_process.py`), and the schedule that is published
+to them from this one.
 
-It shares a core with Redis and must never be slower than the server's send loop, or it would measure itself.
-So the way of a receipt is short: `os.read`, the clock, and a comparison with a frame that another subscriber
-has had already. Only the first to get a frame parses it, and latencies are worked out when the run is over.
-It relies on a server that never splits an SSE line over two chunks of the transfer coding; one that did would
-show as losses.
+An event's clock is its place in the plan, not the moment it was really sent: a publisher that is late counts
+against the figures and not in their favour (no coordinated omission). All processes of a machine share the
+monotonic clock, so a receipt is stamped where it is read.
 
-`lag` is the longest time from an epoll return until all its ready sockets were handled. `busy` is the share
-of the time under way (from an event's publishing to its last receipt) that was spent so: near 1, the load is
-the limit.
+The load checks itself: `lag_ns` is the longest that a ready socket may have waited for its read, and `busy`
+the share of the time under way (while an event has been published and not received by all) that the busiest
+process spent reading. Near 1 the load was the limit, and the figures are void.
 """
 
 from __future__ import annotations
 
+import bisect
+import multiprocessing
 import os
-import select
-import socket
 import time
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from bench import wire
-from bench.publisher import Publisher
+import numpy as np
+from hdrh.histogram import HdrHistogram
+
+from bench import latency, load_process
+from bench.load_process import Command, LoadFailed
+from bench.processes import LOAD_CPU, SERVER_CPU
+
+if TYPE_CHECKING:
+    from bench.peers.side import Dialect
+    from bench.publisher import Publisher
+
+__all__ = ["Connected", "Load", "LoadFailed", "Receipts"]
 
 NS_PER_S = 1_000_000_000
-READ_BYTES = 65536  # a joined burst of 200 events is about 30 kB: one read takes it whole
-GREETING_LIMIT_BYTES = 16384
-LINE_FEED = 0x0A
-FRAME_KEY_BYTES = 96  # reaches into the first event's id, so that different frames seldom share it
-FRAMES_LIMIT = 1024  # what is held for comparison; one that was dropped is parsed again
 CONNECTS_IN_FLIGHT = 500  # well under the server's listen backlog: a dropped SYN would cost a whole second
 CONNECT_TIMEOUT_S = 120
 LEAD_S = 0.2  # from the start of a run to its first event
 SETTLE_S = 0.3  # how long a finished run still listens for duplicates
 TICK_S = 0.5
-# epoll sleeps whole milliseconds, rounded up; select, to the microsecond, does the rest of a wait.
-EPOLL_GRAIN_S = 0.001
+STOP_TIMEOUT_S = 5  # a process that is told to end and does not is killed
+SATURATED_BUSY = 0.9
+PROCESSES_LIMIT = 4  # no server on one core keeps more of them busy
+
+# Cores beyond the server's, and the one that Redis and the publisher have, are for the load alone. Asked for
+# at import: the bench pins itself to one of them later.
+_SPARE_CPUS = sorted(os.sched_getaffinity(0) - {SERVER_CPU, LOAD_CPU}) or [LOAD_CPU]
+
+Int64s: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+Answer = TypeVar("Answer")
 
 
-class LoadFailed(Exception):
-    """The server refused a subscriber, or did not greet it in time: there is nothing to measure."""
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Seconds from the start."""
 
-
-class Frame(NamedTuple):
-    """What one read brought, up to its last complete line.
-
-    `first_seq` is -1 where it is not plainly a run of events without a gap and nothing else.
-    """
-
-    data: bytes
-    number: int  # counts the frames that were parsed, from 0
-    first_seq: int
-    next_seq: int
-    events: int
+    greeted_s: float  # until every one had been greeted
+    caught_up_s: float  # and had its backlog
 
 
 @dataclass(slots=True)
 class Receipts:
-    """What the subscribers received in one run or, after `add`, in several."""
+    """What the subscribers received in one run or, after `add`, in several. `received` and `lost` make up
+    `expected`."""
 
-    latencies_ns: array[int] = field(default_factory=lambda: array("q"))
-    spans_ns: list[int] = field(default_factory=list[int])  # an event's publishing to its last receipt
-    received: int = 0
+    histogram: HdrHistogram = field(default_factory=latency.new_histogram)  # of latencies, in us
+    spans_ns: list[int] = field(default_factory=list[int])  # an event's place in the plan to its last receipt
+    expected: int = 0
+    received: int = 0  # by each subscriber, each event once
     lost: int = 0
     repeated: int = 0  # duplicates, and events that came after a later one
     reloads: int = 0
     cut: int = 0  # connections that ended
     publish_late_ns: int = 0  # the worst delay of the publisher behind its schedule
     lag_ns: int = 0
-    handling_ns: int = 0
-    elapsed_ns: int = 0
+    busy: float = 0.0
 
     def add(self, other: Receipts) -> None:
-        self.latencies_ns.extend(other.latencies_ns)
+        self.histogram.add(other.histogram)
         self.spans_ns.extend(other.spans_ns)
+        self.add_counts(other)
+        self.expected += other.expected
+        self.publish_late_ns = max(self.publish_late_ns, other.publish_late_ns)
+        self.busy = max(self.busy, other.busy)
+
+    def add_counts(self, other: Receipts | load_process.Counts) -> None:
         self.received += other.received
         self.lost += other.lost
         self.repeated += other.repeated
         self.reloads += other.reloads
         self.cut += other.cut
-        self.publish_late_ns = max(self.publish_late_ns, other.publish_late_ns)
         self.lag_ns = max(self.lag_ns, other.lag_ns)
-        self.handling_ns += other.handling_ns
-        self.elapsed_ns += other.elapsed_ns
 
     @property
-    def busy(self) -> float:
-        under_way_ns = min(self.elapsed_ns, sum(self.spans_ns))
-        return self.handling_ns / under_way_ns if under_way_ns else 0.0
+    def saturated(self) -> bool:
+        """The load was the limit: the latencies are its own."""
+        return self.busy > SATURATED_BUSY
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """The parent's end of one load process."""
+
+    process: SpawnProcess
+    control: Connection
+
+    def tell(self, command: Command) -> None:
+        try:
+            self.control.send(command)
+        except OSError as error:
+            raise self._failed() from error
+
+    def hear(self) -> load_process.Reply:
+        """Waits for the next reply. Raises `LoadFailed` if the process has ended."""
+        try:
+            reply = self.control.recv()
+        except (EOFError, OSError) as error:
+            raise self._failed() from error
+        if isinstance(reply, load_process.Broken):
+            raise LoadFailed(f"a load process broke down:\n{reply.text}")
+        return reply
+
+    def ask(self, command: Command, answer: type[Answer]) -> Answer:
+        self.tell(command)
+        return self.expect(answer)
+
+    def expect(self, answer: type[Answer]) -> Answer:
+        reply = self.hear()
+        assert isinstance(reply, answer), reply
+        return reply
+
+    def stop(self) -> None:
+        self.control.close()
+        self.process.join(STOP_TIMEOUT_S)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+
+    def _failed(self) -> LoadFailed:
+        self.process.join(STOP_TIMEOUT_S)
+        return LoadFailed(f"a load process ended on its own with exit code {self.process.exitcode}")
 
 
 class Load:
-    def __init__(self, port: int) -> None:
-        self._address = ("127.0.0.1", port)
-        self._epoll = select.epoll()
-        self._topic_of: dict[int, str] = {}
-        # What came before the first `id:` block has ended; None: not connected yet.
-        self._greetings: dict[int, bytes | None] = {}
-        self._next_seq: dict[int, int] = {}
-        self._partial: dict[int, bytes] = {}  # the start of a line whose end has not come yet
-        self.receipts = Receipts()
-        self.heartbeats: dict[int, int] = {}
-        # Every subscriber of a topic gets the same bytes: the newest frames by how they begin.
-        self._frames: dict[bytes, Frame] = {}
-        self._tokens: list[list[tuple[int, int]]] = []  # (seq, published_ns) by a frame's number
-        self._read_at_ns = array("q")
-        self._read_frame = array("q")
-        self._absorb = self._make_absorb()
+    """Subscribers of a server on this machine. A context manager: its processes begin and end with the block.
+
+    They receive all the time, also between the calls. After a `LoadFailed` there is nothing to do but to
+    leave the block.
+    """
+
+    def __init__(self, port: int, dialect: Dialect, processes: int | None = None) -> None:
+        """Without `processes`: one for each core that neither the server nor Redis and the publisher have, at
+        least one, at most `PROCESSES_LIMIT`."""
+        self._port, self._dialect = port, dialect
+        self._processes = processes or min(len(_SPARE_CPUS), PROCESSES_LIMIT)
+        self._engines: list[_Engine] = []
+        self._next_engine = 0  # gets the next subscriber
+
+    def __enter__(self) -> Load:
+        try:
+            for index in range(self._processes):
+                self._engines.append(self._start(_SPARE_CPUS[index % len(_SPARE_CPUS)]))
+            for engine in self._engines:
+                engine.expect(load_process.Ready)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self._engines:
+            self._engines.pop().stop()
 
     def connect(
-        self, topics: Iterable[str], in_flight: int = CONNECTS_IN_FLIGHT, timeout_s: float = CONNECT_TIMEOUT_S
-    ) -> float:
-        """Connects one subscriber for each entry of `topics`; seconds until all have their first `id:` block.
+        self,
+        topics: Sequence[str],
+        *,
+        in_flight: int = CONNECTS_IN_FLIGHT,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+        cursor: str | None = None,
+        first_seq: int = 0,
+        backlog_events: int = 0,
+    ) -> Connected:
+        """One subscriber for each entry of `topics`, at most `in_flight` on their way at a time.
 
-        At most `in_flight` of them are on their way at a time. Subscribers that are connected already go on
-        receiving. Raises `LoadFailed`.
+        With a `cursor` they ask for what came after it: events from number `first_seq` on, of which
+        `backlog_events` have been published. A subscriber that is cut meanwhile has caught up as far as it
+        ever will: see `receipts`. Raises `LoadFailed`.
         """
-        waiting = deque(topics)
-        begin = time.monotonic()
-        while waiting or self._greetings:
-            while waiting and len(self._greetings) < in_flight:
-                self._open(waiting.popleft())
-            self.poll_once(TICK_S)
-            if time.monotonic() - begin > timeout_s:
-                missing = len(self._greetings) + len(waiting)
-                raise LoadFailed(f"{missing} clients not greeted after {timeout_s} s")
-        return time.monotonic() - begin
+        count = len(self._engines)
+        in_flight_each = max(1, in_flight // count)
+        begin_ns = time.monotonic_ns()
+        deadline_ns = begin_ns + int(timeout_s * NS_PER_S)
+        for index, engine in enumerate(self._engines):
+            share = topics[(index - self._next_engine) % count :: count]
+            engine.tell(
+                load_process.Connect(share, in_flight_each, deadline_ns, cursor, first_seq, backlog_events)
+            )
+        self._next_engine = (self._next_engine + len(topics)) % count
+
+        greeted_ns = caught_up_ns = begin_ns
+        not_greeted = not_caught_up = 0
+        for engine in self._as_they_answer():
+            reply = engine.hear()
+            match reply:
+                case load_process.Connected():
+                    greeted_ns = max(greeted_ns, reply.greeted_ns)
+                    caught_up_ns = max(caught_up_ns, reply.caught_up_ns)
+                case load_process.NotConnected():
+                    not_greeted += reply.not_greeted
+                    not_caught_up += reply.not_caught_up
+                case load_process.Refused():
+                    raise LoadFailed(reply.why)
+                case _:
+                    raise AssertionError(reply)
+        if not_greeted or not_caught_up:
+            missing = f"{not_greeted} of {len(topics)} subscribers not greeted after {timeout_s} s"
+            if not_caught_up:
+                missing += f", {not_caught_up} without their whole backlog"
+            raise LoadFailed(missing)
+        return Connected((greeted_ns - begin_ns) / NS_PER_S, (caught_up_ns - begin_ns) / NS_PER_S)
 
     def run(
         self,
@@ -137,196 +236,162 @@ class Load:
         wait_s: float,
         on_tick: Callable[[], None] | None = None,
     ) -> Receipts:
-        """Publishes `plan`, (seconds from the start, topic) in order, and receives it.
+        """Publishes `plan`, (seconds from the start, topic) in order, and receives it; calls `on_tick` about
+        every `TICK_S`.
 
-        An event's clock is its place in the plan, not the moment it was really sent, so a late publisher
-        counts against the figures and not in their favour. Ends when every subscriber has everything, or
-        `wait_s` after the last event; what is missing then is lost. Subscribers must have connected before
-        `publisher`'s first event.
+        Ends when every subscriber has everything that it can still get, or `wait_s` after the last event;
+        what is missing then is lost. Subscribers must have connected before `publisher`'s first event to
+        their topic, or know by `first_seq` where it is. Raises `LoadFailed`.
         """
-        receipts = self.receipts = Receipts()
-        self._frames, self._tokens = {}, []
-        self._read_at_ns, self._read_frame = array("q"), array("q")
-        self._absorb = self._make_absorb()
-        watchers: dict[str, int] = {}
-        for topic in self._topic_of.values():
-            watchers[topic] = watchers.get(topic, 0) + 1
-        expected = sum(watchers.get(topic, 0) for _, topic in plan)
-
-        clock = time.monotonic_ns
-        begin = clock() + int(LEAD_S * NS_PER_S)
-        due_ns = [begin + int(offset_s * NS_PER_S) for offset_s, _ in plan]
-        run_begin = clock()
-        give_up = (due_ns[-1] if plan else begin) + int(wait_s * NS_PER_S)
-        next_tick = run_begin
-        sent = 0
-        while (now := clock()) < give_up:
-            if on_tick is not None and now >= next_tick:
-                next_tick = now + int(TICK_S * NS_PER_S)
-                on_tick()
-            if sent < len(plan):
-                if due_ns[sent] <= now:
-                    batch_begin = sent
-                    while sent < len(plan) and due_ns[sent] <= now:
-                        sent += 1
-                    receipts.publish_late_ns = max(receipts.publish_late_ns, now - due_ns[batch_begin])
-                    publisher.publish((plan[at][1], due_ns[at]) for at in range(batch_begin, sent))
-            elif receipts.received >= expected:
-                break
-            until_ns = due_ns[sent] if sent < len(plan) else give_up
-            self.poll_once(min(TICK_S, max(0, until_ns - clock()) / NS_PER_S))
-        receipts.elapsed_ns = clock() - run_begin
-        self.listen(SETTLE_S)
-
-        last_ns: dict[int, int] = {}
-        for read_at_ns, number in zip(self._read_at_ns, self._read_frame, strict=True):
-            for _, published_ns in self._tokens[number]:
-                receipts.latencies_ns.append(read_at_ns - published_ns)
-                last_ns[published_ns] = read_at_ns
-        receipts.spans_ns = [last - published for published, last in last_ns.items()]
-        for fd, topic in self._topic_of.items():
-            total = publisher.published[topic]
-            receipts.lost += max(0, total - self._next_seq[fd])
-            self._next_seq[fd] = total
+        ends = {
+            topic: publisher.published[topic] + events
+            for topic, events in Counter(topic for _, topic in plan).items()
+        }
+        receipts = Receipts()
+        publisher.prepare(ends)
+        for engine in self._engines:
+            engine.tell(load_process.Run(ends))
+        receipts.expected = sum(engine.expect(load_process.Begun).expected for engine in self._engines)
+        due_ns = _schedule(plan)
+        receipts.publish_late_ns = self._publish(publisher, plan, due_ns, wait_s, on_tick)
+        time.sleep(SETTLE_S)
+        for engine in self._engines:
+            engine.tell(load_process.Collect())
+        _work_out(receipts, [_collected(engine) for engine in self._engines], due_ns)
         return receipts
 
     def listen(self, seconds: float) -> None:
         """Receives without publishing."""
-        end = time.monotonic() + seconds
-        while (left_s := end - time.monotonic()) > 0:
-            self.poll_once(min(TICK_S, left_s))
+        time.sleep(seconds)
 
-    def poll_once(self, timeout_s: float) -> None:
-        if timeout_s >= 2 * EPOLL_GRAIN_S:
-            timeout_s -= EPOLL_GRAIN_S
-        elif timeout_s > 0:
-            select.select((self._epoll,), (), (), timeout_s)
-            timeout_s = 0
-        ready = self._epoll.poll(timeout_s, max(1, len(self._topic_of)))
-        woke = time.monotonic_ns()
-        if self._greetings:
-            ready = [event for event in ready if not self._greet(event[0])]
-        self._receive(ready)
-        lag_ns = time.monotonic_ns() - woke
-        self.receipts.handling_ns += lag_ns
-        self.receipts.lag_ns = max(self.receipts.lag_ns, lag_ns)
+    def receipts(self) -> Receipts:
+        """What has come outside runs so far; counts only."""
+        receipts = Receipts()
+        for engine in self._engines:
+            receipts.add_counts(engine.ask(load_process.Count(), load_process.Counts))
+        receipts.expected = receipts.received + receipts.lost
+        return receipts
 
-    def close(self) -> None:
-        for fd in self._topic_of:
-            os.close(fd)
-        self._topic_of.clear()
-        self._greetings.clear()
-        self._epoll.close()
+    def heartbeats(self) -> list[int]:
+        """How many each subscriber has had so far; in one order as long as nobody connects."""
+        return [
+            count for engine in self._engines for count in engine.ask(load_process.CountHeartbeats(), list)
+        ]
 
-    def _open(self, topic: str) -> None:
-        sock = socket.socket()
-        sock.setblocking(False)
-        sock.connect_ex(self._address)  # a refusal shows at the first write
-        fd = sock.detach()
-        self._topic_of[fd] = topic
-        self._greetings[fd] = None
-        self._epoll.register(fd, select.EPOLLOUT)
-
-    def _greet(self, fd: int) -> bool:
-        """Takes a subscriber one step towards its first `id:` block; False if it has had that already."""
-        if fd not in self._greetings:
-            return False
-        seen = self._greetings[fd]
+    def _start(self, cpu: int) -> _Engine:
+        context = multiprocessing.get_context("spawn")  # a fork would take this process's sockets along
+        ours, theirs = context.Pipe()
+        arguments = (theirs, cpu, self._port, self._dialect.path_prefix, self._dialect.greeting_mark)
+        process = context.Process(target=load_process.main, args=arguments, name="load", daemon=True)
         try:
-            if seen is None:
-                os.write(fd, wire.request_head(self._topic_of[fd]))
-                self._greetings[fd] = b""
-                self._epoll.modify(fd, select.EPOLLIN)
-                return True
-            data = os.read(fd, READ_BYTES)
-        except OSError as error:
-            raise LoadFailed(f"a subscriber could not connect: {error}") from error
-        seen += data
-        if not data or len(seen) > GREETING_LIMIT_BYTES:
-            raise LoadFailed(f"a subscriber was turned away: {seen[:200]!r}")
-        self._greetings[fd] = seen
-        head_end = seen.find(b"\r\n\r\n")
-        if head_end < 0:
-            return True
-        head = seen[:head_end].lower()
-        if not head.startswith(b"http/1.1 200") or b"\r\ntransfer-encoding: chunked" not in head:
-            raise LoadFailed(f"a subscriber was turned away: {seen[:200]!r}")
-        id_line = seen.find(b"\nid:", head_end)
-        block_end = seen.find(b"\n\n", id_line) if id_line >= 0 else -1
-        if block_end >= 0:
-            del self._greetings[fd]
-            self._next_seq[fd] = self.heartbeats[fd] = 0
-            self._absorb(fd, seen[block_end:], time.monotonic_ns())
-        return True
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return _Engine(process, ours)
 
-    def _receive(self, ready: Sequence[tuple[int, int]]) -> None:
-        read, clock, absorb = os.read, time.monotonic_ns, self._absorb
-        for fd, _ in ready:
-            try:
-                data = read(fd, READ_BYTES)
-            except BlockingIOError:
-                continue
-            except ConnectionError:
-                data = b""
+    def _as_they_answer(self) -> Iterator[_Engine]:
+        engines = {engine.control: engine for engine in self._engines}
+        while engines:
+            for control in wait(list(engines)):
+                yield engines.pop(cast(Connection, control))
+
+    def _publish(
+        self,
+        publisher: Publisher,
+        plan: Sequence[tuple[float, str]],
+        due_ns: Sequence[int],
+        wait_s: float,
+        on_tick: Callable[[], None] | None,
+    ) -> int:
+        """Publishes, then waits for the processes; returns the publisher's worst delay."""
+        clock = time.monotonic_ns
+        unfinished = {engine.control: engine for engine in self._engines}
+        sent = late_ns = 0
+        now = next_tick_ns = clock()
+        give_up_ns = now + int(wait_s * NS_PER_S)
+        while sent < len(plan) or (unfinished and now < give_up_ns):
+            if on_tick is not None and now >= next_tick_ns:
+                next_tick_ns = now + int(TICK_S * NS_PER_S)
+                on_tick()
+            elif sent < len(plan) and due_ns[sent] <= now:
+                late_ns = max(late_ns, now - due_ns[sent])
+                end = bisect.bisect_right(due_ns, now, sent)
+                publisher.publish([(plan[at][1], due_ns[at]) for at in range(sent, end)])
+                sent, give_up_ns = end, now + int(wait_s * NS_PER_S)
+            else:
+                until_ns = due_ns[sent] if sent < len(plan) else give_up_ns
+                if on_tick is not None:
+                    until_ns = min(until_ns, next_tick_ns)
+                left_s = max(0, until_ns - clock()) / NS_PER_S
+                if sent < len(plan):
+                    time.sleep(left_s)  # to some 60 us; a wait for file descriptors has a grain of 1 ms
+                else:
+                    for control in wait(list(unfinished), left_s):
+                        unfinished.pop(cast(Connection, control)).expect(load_process.Finished)
             now = clock()
-            if data:
-                absorb(fd, data, now)
-            else:
-                self.receipts.cut += 1
-                # The descriptor stays open until `close`: its number must not come again in this run.
-                self._epoll.unregister(fd)
+        return late_ns
 
-    def _make_absorb(self) -> Callable[[int, bytes, int], None]:
-        """The hot function, with all it touches bound as locals."""
-        receipts, next_seq, partial, frames = self.receipts, self._next_seq, self._partial, self._frames
-        add_time, add_frame = self._read_at_ns.append, self._read_frame.append
-        whole_lines, parse, take_apart = self._whole_lines, self._parse, self._take_apart
-        line_feed, key_bytes = LINE_FEED, FRAME_KEY_BYTES
 
-        def absorb(fd: int, data: bytes, now: int) -> None:
-            if data[-1] != line_feed or fd in partial:
-                data = whole_lines(fd, data)
-            frame = frames.get(data[:key_bytes])
-            if frame is None or frame.data != data:
-                frame = parse(data)
-            if frame.first_seq == next_seq[fd]:
-                next_seq[fd] = frame.next_seq
-            else:
-                take_apart(fd, frame)
-            receipts.received += frame.events
-            add_time(now)
-            add_frame(frame.number)
+def _schedule(plan: Sequence[tuple[float, str]]) -> list[int]:
+    """When each event is due; no two at the same nanosecond, so that the time alone tells events apart."""
+    begin_ns = time.monotonic_ns() + int(LEAD_S * NS_PER_S)
+    due_ns: list[int] = []
+    for offset_s, _ in plan:
+        planned_ns = begin_ns + int(offset_s * NS_PER_S)
+        due_ns.append(max(planned_ns, due_ns[-1] + 1) if due_ns else planned_ns)
+    return due_ns
 
-        return absorb
 
-    def _whole_lines(self, fd: int, data: bytes) -> bytes:
-        """`data` up to its last line's end; what follows waits for the next read."""
-        data = self._partial.pop(fd, b"") + data
-        line_end = data.rfind(b"\n") + 1
-        if line_end < len(data):
-            self._partial[fd] = data[line_end:]
-        return data[:line_end]
+def _collected(engine: _Engine) -> load_process.Collected:
+    reply = engine.hear()
+    if isinstance(reply, load_process.Finished):  # just too late for `wait_s`
+        return engine.expect(load_process.Collected)
+    assert isinstance(reply, load_process.Collected), reply
+    return reply
 
-    def _parse(self, data: bytes) -> Frame:
-        tokens = [(int(seq), int(published_ns)) for seq, published_ns in wire.TOKEN_PATTERN.findall(data)]
-        first_seq = tokens[0][0] if tokens else 0
-        plain = all(seq == at for at, (seq, _) in enumerate(tokens, first_seq))
-        if not tokens or not plain or wire.RELOAD_MARK in data or wire.count_comments(data):
-            first_seq = -1
-        if len(self._frames) >= FRAMES_LIMIT:
-            self._frames.clear()
-        frame = Frame(data, len(self._tokens), first_seq, first_seq + len(tokens), len(tokens))
-        self._frames[data[:FRAME_KEY_BYTES]] = frame
-        self._tokens.append(tokens)
-        return frame
 
-    def _take_apart(self, fd: int, frame: Frame) -> None:
-        """A frame that this subscriber did not expect, or that is more than events."""
-        self.heartbeats[fd] += wire.count_comments(frame.data)
-        self.receipts.reloads += frame.data.count(wire.RELOAD_MARK)
-        for seq, _ in self._tokens[frame.number]:
-            if seq < self._next_seq[fd]:
-                self.receipts.repeated += 1
-            else:
-                self.receipts.lost += seq - self._next_seq[fd]
-                self._next_seq[fd] = seq + 1
+def _work_out(receipts: Receipts, collected: Sequence[load_process.Collected], due_ns: Sequence[int]) -> None:
+    """Adds what the processes received. Raises `LoadFailed` for a latency that cannot be."""
+    due = np.array(due_ns, np.int64)
+    last_of_all = np.zeros(len(due), np.int64)
+    for each in collected:
+        receipts.add_counts(each.counts)
+        read_at, published = _samples(each)
+        event = np.searchsorted(due, published)
+        planned = np.flatnonzero(due[np.minimum(event, len(due) - 1)] == published) if len(due) else event[:0]
+        read_at, event = read_at[planned], event[planned]
+        try:
+            latency.record_ns(receipts.histogram, read_at - due[event])
+        except ValueError as error:
+            raise LoadFailed(str(error)) from error
+        last = np.zeros(len(due), np.int64)
+        np.maximum.at(last, event, read_at)
+        receipts.busy = max(receipts.busy, busy_share(each.counts.handling_ns, due, last))
+        np.maximum(last_of_all, last, out=last_of_all)
+    receipts.spans_ns = (last_of_all - due)[last_of_all > 0].tolist()
+
+
+def _samples(collected: load_process.Collected) -> tuple[Int64s, Int64s]:
+    """For each receipt when it was read and when it was published."""
+    frame_events = _int64s(collected.frame_events)
+    first_event = np.cumsum(frame_events) - frame_events  # of a frame, in `published_ns`
+    frame = _int64s(collected.read_frame)
+    events = frame_events[frame]  # of each read
+    first_sample = np.cumsum(events) - events
+    at = np.repeat(first_event[frame] - first_sample, events) + np.arange(events.sum())
+    return np.repeat(_int64s(collected.read_at_ns), events), _int64s(collected.published_ns)[at]
+
+
+def _int64s(values: array[int]) -> Int64s:
+    return np.frombuffer(values, np.int64)
+
+
+def busy_share(handling_ns: int, due: Int64s, last: Int64s) -> float:
+    """The share of the time under way, from any event's place in the plan to its last receipt."""
+    latest = np.maximum.accumulate(last)
+    open_until = np.concatenate(([0], latest[:-1]))  # by the events before
+    under_way_ns = int(np.maximum(last - np.maximum(due, open_until), 0).sum())
+    return min(1.0, handling_ns / under_way_ns) if under_way_ns else 0.0

@@ -5,7 +5,7 @@ XREAD returned goes out as one write. No framework, no event-loop library, no re
 that cannot take a whole write is closed, and one that left is noticed at the next event. It serves a single
 topic, the first that is asked for.
 
-    python -m bench.limit --port 8001 --redis-url redis://127.0.0.1:6379
+    python -m bench.peers.limit_server --port 8001 --redis-url redis://127.0.0.1:6379
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Limit:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.limit", description="The bare loop on one topic.")
+    parser = argparse.ArgumentParser(description="The bare loop on one topic.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--redis-url", default="redis://127.0.0.1:6379")
     options = parser.parse_args()

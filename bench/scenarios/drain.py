@@ -1,7 +1,7 @@
 """A deploy under load: SIGTERM, a new server on the same port, and no client may lose or repeat an event.
 
-The clients here are careful where those of load.py are fast: they decode the transfer coding, keep the last
-event id, obey `retry:` and reconnect, as a browser does.
+The clients here are careful where those of load_process.py are fast: they decode the transfer coding, keep
+the last event id, obey `retry:` and reconnect, as a browser does.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from pathlib import Path
 
 from bench import wire
 from bench.load import LoadFailed
-from bench.processes import Server, start_stalecast
+from bench.peers import Stalecast
+from bench.processes import Server
 from bench.publisher import Publisher
+from bench.results import Leg
 from bench.stage import Stage
 
 MS_PER_S = 1000
@@ -262,8 +265,8 @@ class Crowd:
 class Successor:
     """Starts the new server as soon as the port can be bound, and again if it ends at once."""
 
-    def __init__(self, redis_url: str, settings: dict[str, str], port: int) -> None:
-        self._redis_url, self._settings, self._port = redis_url, settings, port
+    def __init__(self, redis_url: str, side: Stalecast, port: int) -> None:
+        self._redis_url, self._side, self._port = redis_url, side, port
         self._begin = time.monotonic()
         self._next_try = self._begin
         self._attempts = 0
@@ -284,7 +287,7 @@ class Successor:
             if self.server is not None and self._attempts >= START_ATTEMPTS:
                 self.server.check_alive()
             self._attempts += 1
-            self.server = start_stalecast(self._redis_url, self._settings, port=self._port, workers=WORKERS)
+            self.server = self._side.start(self._redis_url, Path(), port=self._port, workers=WORKERS)
 
 
 def can_bind(port: int) -> bool:
@@ -302,23 +305,23 @@ def can_bind(port: int) -> bool:
 class Deploy:
     """SIGTERM to the old server, a new one on its port, and events all the while."""
 
-    def __init__(self, stage: Stage, size: Size, old: Server, crowd: Crowd) -> None:
-        self._stage, self._size, self._old, self._crowd = stage, size, old, crowd
+    def __init__(self, stage: Stage, side: Stalecast, size: Size, old: Server, crowd: Crowd) -> None:
+        self._stage, self._side, self._size, self._old, self._crowd = stage, side, size, old, crowd
         self._terminated_at = 0.0
         self.successor: Successor | None = None
         self.exited_after_s: float | None = None
         self.resumed_after_s: float | None = None
 
-    def run(self, settings: dict[str, str]) -> int:
+    def run(self) -> int:
         """How many events were published; every client has had time to receive them all."""
         size, crowd = self._size, self._crowd
-        with self._stage.publisher() as publisher:
+        with self._stage.publisher(self._side, self._old) as publisher:
             for _ in self._publishing(publisher, size.before_s):
                 pass
             self._old.process.terminate()
             self._terminated_at = time.monotonic()
             crowd.terminated = True
-            self.successor = Successor(self._stage.redis_url, settings, self._old.port)
+            self.successor = Successor(self._stage.redis_url, self._side, self._old.port)
             for now in self._publishing(publisher, size.drain_s + RESUME_TIMEOUT_S):
                 self.successor.tick()
                 if self.exited_after_s is None and self._old.process.poll() is not None:
@@ -351,14 +354,14 @@ class Deploy:
 def drain(stage: Stage) -> None:
     """Both servers have two workers; each client keeps its own account of what it has seen."""
     size = QUICK if stage.quick else FULL
-    settings = {"STALECAST_DRAIN_S": str(size.drain_s)}
-    old = start_stalecast(stage.redis_url, settings, workers=WORKERS)
+    side = Stalecast({"STALECAST_DRAIN_S": str(size.drain_s)})
+    old = side.start(stage.redis_url, Path(), workers=WORKERS)
     crowd = Crowd(old.port, stage.new_topic(), size.clients)
-    deploy = Deploy(stage, size, old, crowd)
+    deploy = Deploy(stage, side, size, old, crowd)
     try:
         old.wait_ready()
         crowd.wait_streaming(GREET_TIMEOUT_S)
-        published = deploy.run(settings)
+        published = deploy.run()
         _report(stage, size, crowd, deploy, published)
     finally:
         crowd.close()
@@ -381,17 +384,20 @@ def _report(stage: Stage, size: Size, crowd: Crowd, deploy: Deploy, published: i
         "repeated": sum(client.repeated for client in clients),
         "reload_required": sum(client.reloads for client in clients),
     }
-    stage.outcome.rows.append({"clients": size.clients, "events": published, **good, **bad})
-    stage.outcome.violations += [
+    times = {
+        "port_free_s": deploy.successor.bindable_after_s if deploy.successor else None,
+        "resumed_s": deploy.resumed_after_s,
+        "gone_s": deploy.exited_after_s,
+    }
+    figures = {name: float(count) for name, count in {"events": published, **good, **bad}.items()}
+    for name, at in times.items():
+        if at is not None:
+            figures[name] = at
+    stage.result.legs.append(Leg({"clients": size.clients}, Stalecast.name, 0, figures))
+    stage.result.violations += [
         f"{name}: {count} of {size.clients}" for name, count in good.items() if count < size.clients
     ]
-    stage.outcome.violations += [f"{name}: {count}" for name, count in bad.items() if count]
-    times = {
-        "port free": deploy.successor.bindable_after_s if deploy.successor else None,
-        "all resumed": deploy.resumed_after_s,
-        "old server gone": deploy.exited_after_s,
-    }
-    stage.outcome.notes.append(
-        f"drain time {size.drain_s} s; after SIGTERM: "
-        + ", ".join(f"{name} {'never' if at is None else f'{at:.2f} s'}" for name, at in times.items())
+    stage.result.violations += [f"{name}: {count}" for name, count in bad.items() if count]
+    stage.result.notes.append(
+        f"drain time {size.drain_s} s; from SIGTERM on: the port free, the old server gone, everyone resumed"
     )

@@ -1,0 +1,48 @@
+"""What every side of a comparison tells the bench: how to start it, publish to it and subscribe to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from bench.processes import Server
+from bench.publisher import DEFAULT_REASON, Publisher, RedisPublisher
+
+PIP_INSTALL = "pip install --require-hashes -r requirements-bench.txt"
+HEARTBEAT_S = 15  # every side is told to send one this often, so that all do the same work
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a subscriber speaks to a side."""
+
+    path_prefix: str = "/v1/sse/"  # the topic follows
+    # The start of a line of the stream's first block: with that block a subscriber counts as connected.
+    greeting_mark: bytes = b"\nid:"
+
+
+class Side(ABC):
+    name: ClassVar[str]
+    install: ClassVar[str]  # the command that makes it available
+    dialect: ClassVar[Dialect] = Dialect()
+    # Scenarios in which it has no part, by name, and why.
+    leaves_out: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """What is not installed, in words; None when it can run."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Of what its speed depends on, by name; only asked when nothing is missing."""
+
+    @abstractmethod
+    def start(self, redis_url: str, folder: Path, heartbeat_s: int = HEARTBEAT_S) -> Server:
+        """Starts it on a free port, with one process that serves, on the server's core; does not wait until
+        it is ready. `folder` is empty and its own for as long as it runs."""
+
+    def publisher(self, redis_url: str, server: Server, reason: bytes = DEFAULT_REASON) -> Publisher:
+        return RedisPublisher(redis_url, reason)

@@ -1,0 +1,45 @@
+"""Stalecast itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from bench.peers.side import HEARTBEAT_S, Side
+from bench.processes import SERVER_CPU, Server, free_port
+
+# Stalecast listens before it serves: connections wait, and would count as slow.
+READY_PATH = "/readyz"
+VERSIONED = ("stalecast", "trio", "hypercorn", "quart", "quart-trio", "h11", "hiredis")
+
+
+class Stalecast(Side):
+    name = "stalecast"
+    install = "pip install --require-hashes -r requirements.txt"
+
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        """`settings`: STALECAST_* variables."""
+        self._settings = dict(settings or {})
+
+    def missing(self) -> str | None:
+        return None  # the bench is part of it
+
+    def versions(self) -> dict[str, str]:
+        return {name: metadata.version(name) for name in VERSIONED}
+
+    def start(
+        self,
+        redis_url: str,
+        folder: Path,
+        heartbeat_s: int = HEARTBEAT_S,
+        *,
+        port: int | None = None,
+        workers: int = 1,
+    ) -> Server:
+        port = port or free_port()
+        arguments = ["serve", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
+        environment = {"REDIS_URL": redis_url, "STALECAST_HEARTBEAT_INTERVAL_S": str(heartbeat_s)}
+        command = [sys.executable, "-m", "app", *arguments]
+        return Server(self.name, port, command, environment | self._settings, SERVER_CPU, READY_PATH)
