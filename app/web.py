@@ -8,6 +8,7 @@ import hmac
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any, Final, Literal
@@ -35,8 +36,9 @@ from app.contracts import ContractViolation
 from app.publish import InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services
-from app.serving import Begin, EventStream, StreamConnection
+from app.serving import STREAM_ENDPOINT_KEY, Begin, EventStream, StreamConnection
 from app.settings import Settings
+from app.stream_request import PATH_PREFIX, StreamRequest, choose_cursor
 from app.streams import sse
 from app.streams.hub import HubFull
 from app.streams.reading import read_newest
@@ -171,10 +173,42 @@ def _add_lifespan(app: QuartTrio, services: Services) -> None:
         services.stop()
 
 
-def _add_stream_routes(app: QuartTrio, services: Services) -> None:
-    hub = services.hub
+class Streams:
+    """What answers a request for a stream, from Quart's route or straight from the connection."""
 
-    @app.get("/v1/sse/<topic_id>")
+    def __init__(self, services: Services) -> None:
+        self._hub = services.hub
+        self._origins = services.settings.cors_origins
+        self._fields = _encode_fields(STREAM_HEADERS)
+
+    def fields(self, origin: str | None) -> bytes:
+        return self._fields + _encode_fields(cors_headers(self._origins, origin))
+
+    async def open(self, asked: StreamRequest, begin: Begin) -> Subscriber | None:
+        """Raises InvalidTopicId."""
+        try:
+            subscriber = Subscriber(self._hub, asked.topic_id, asked.last_event_id, begin, asked.catchup)
+        except HubFull as error:
+            _log.warning("stream_refused", error=str(error))
+            wire = await begin(sse.retry_block(FULL_RETRY_MS))
+            await wire.end()
+            return None
+        _log.info(
+            "stream_opened", topic=asked.topic_id, cursor=asked.last_event_id, user_agent=asked.user_agent
+        )
+        return subscriber
+
+
+def _encode_fields(headers: dict[str, str]) -> bytes:
+    return "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+
+
+def _add_stream_routes(app: QuartTrio, services: Services) -> None:
+    streams = Streams(services)
+    app.extensions[STREAM_ENDPOINT_KEY] = streams
+
+    # Requests in the ordinary shape do not come this far: the connection (serving.py) has `streams` answer.
+    @app.get(f"{PATH_PREFIX}<topic_id>")
     @tag(["streams"])
     @document_querystring(StreamQuery)
     @document_response(StreamBody)
@@ -190,28 +224,14 @@ def _add_stream_routes(app: QuartTrio, services: Services) -> None:
         if request.method == "HEAD":
             return Response(b"", headers=STREAM_HEADERS)
         catchup = request.args.get("catchup", "all")
-        if catchup not in ("all", "compact"):
+        if catchup != "all" and catchup != "compact":
             raise HttpError(
                 HTTPStatus.UNPROCESSABLE_ENTITY, f"catchup={catchup[:40]!r}: use `all` or `compact`"
             )
-        # The browser repeats the page's query at every reconnect, with a newer id in the header.
-        cursor = request.headers.get("Last-Event-ID") or request.args.get("lastEventId") or None
+        cursor = choose_cursor(request.headers.get("Last-Event-ID"), request.args.get("lastEventId"))
         user_agent = request.headers.get("User-Agent", "")
-
-        async def open_stream(begin: Begin) -> Subscriber | None:
-            try:
-                subscriber = Subscriber(
-                    hub, topic_id, cursor, begin, "compact" if catchup == "compact" else "all"
-                )
-            except HubFull as error:
-                _log.warning("stream_refused", error=str(error))
-                wire = await begin(sse.retry_block(FULL_RETRY_MS))
-                await wire.end()
-                return None
-            _log.info("stream_opened", topic=topic_id, cursor=cursor, user_agent=user_agent)
-            return subscriber
-
-        return EventStream(open_stream, STREAM_HEADERS)
+        asked = StreamRequest(topic_id, cursor, catchup, request.headers.get("Origin"), user_agent)
+        return EventStream(partial(streams.open, asked), STREAM_HEADERS)
 
     @app.get("/v1/topics/<topic_id>/cursor")
     @tag(["streams"])
@@ -410,22 +430,25 @@ def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = N
     )
 
 
-def _add_cors(app: QuartTrio, settings: Settings) -> None:
-    origins = settings.cors_origins
-    any_origin = "*" in origins
+def cors_headers(allowed: frozenset[str], origin: str | None) -> dict[str, str]:
+    if "*" in allowed:
+        return {"Access-Control-Allow-Origin": "*"}
+    if origin is None or origin not in allowed:
+        return {"Vary": "Origin"}
+    return {"Vary": "Origin", "Access-Control-Allow-Origin": origin}
 
+
+def _add_cors(app: QuartTrio, settings: Settings) -> None:
     @app.after_request
     async def allow(response: Response) -> Response:
         headers = response.headers
-        if any_origin:
-            headers["Access-Control-Allow-Origin"] = "*"
-        else:
-            headers.add("Vary", "Origin")
-            origin = request.headers.get("Origin")
-            if origin not in origins:
-                return response
-            headers["Access-Control-Allow-Origin"] = origin
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        for name, value in cors_headers(settings.cors_origins, request.headers.get("Origin")).items():
+            headers.add(name, value)
+        if (
+            "Access-Control-Allow-Origin" in headers
+            and request.method == "OPTIONS"
+            and "Access-Control-Request-Method" in request.headers
+        ):
             headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
             headers["Access-Control-Allow-Headers"] = (
                 "Authorization, Cache-Control, Content-Type, Last-Event-ID"

@@ -1006,8 +1006,8 @@ def only_server_side_stream() -> trio.SocketStream:
     """The server's end of the one connection there is."""
     assert Context.current is not None
     (handler,) = Context.current.connections
-    assert handler.wire_stream is not None
-    return handler.wire_stream
+    assert isinstance(handler.stream, trio.SocketStream)
+    return handler.stream
 
 
 async def test_every_way_carries_the_same_bytes(

@@ -7,12 +7,13 @@ to catch up again, or to go.
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Literal, TypeVar, assert_never
+from typing import Final, TypeVar, assert_never
 
 import structlog
 import trio
 
 from app.redis_connection import Backoff, RedisRefused, RedisUnavailable
+from app.stream_request import Catchup
 from app.streams import sse
 from app.streams.backlog import Backlog
 from app.streams.event import Event
@@ -34,7 +35,6 @@ REFUSED_RETRY_FACTOR: Final = 10
 _log = structlog.get_logger("stalecast.stream")
 
 T = TypeVar("T")
-Catchup = Literal["all", "compact"]
 # Sends the response's head with the first bytes of its body, and says how the rest is sent.
 Begin = Callable[[bytes], Awaitable[Wire]]
 
@@ -93,6 +93,18 @@ class Subscriber:
 
     # -- its own task
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether `catch_up` has all it needs, and will wait for nobody but the client."""
+        if not self._topic.opened or self._must_go():
+            return self._must_go()
+        if self._cursor is None:
+            return True
+        try:
+            return self._topic.window_point(StreamId.parse(self._cursor)) is not None
+        except InvalidStreamId:
+            return True
+
     async def catch_up(self) -> bool:
         """Serve the client until it has what it missed. Returns whether `follow` is to be called; if not, it
         is gone or was sent away, and everything it held is free.
@@ -111,7 +123,7 @@ class Subscriber:
 
     def close(self, outcome: str = "gone") -> None:
         """Free what the client held. Each phase does so if it is the last one; this is for a stop between
-        them."""
+        them, or before them."""
         if self._closed:
             return
         self._closed = True
