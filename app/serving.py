@@ -41,7 +41,7 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGISendCallable, ConnectionState
 from hypercorn.utils import parse_socket_addr
-from quart import Response
+from quart import Quart, Response
 from quart.utils import encode_headers  # pyright: ignore[reportUnknownVariableType]
 from quart_trio.asgi import TrioASGIHTTPConnection
 
@@ -65,7 +65,7 @@ GC_THRESHOLDS: Final = (50_000, 50, 1_000)
 
 
 class StreamEndpoint(Protocol):
-    """What answers requests for streams, whichever way they come; in `extensions[STREAM_ENDPOINT_KEY]`."""
+    """What answers requests for streams, whichever way they come."""
 
     def fields(self, origin: str | None) -> bytes:
         """The response's header fields that are its own, each with its line end."""
@@ -74,6 +74,24 @@ class StreamEndpoint(Protocol):
     async def open(self, asked: StreamRequest, begin: "Begin") -> "Subscriber | None":
         """None when it has answered in full by itself. Raises what `begin` and its wire raise."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    endpoint: StreamEndpoint
+    interceptors: int
+
+
+def offer_streams(app: Quart, endpoint: StreamEndpoint) -> None:
+    """To be called when the application is complete: whatever is put in the way of its requests afterwards is
+    asked for each of them, streams included."""
+    app.extensions[STREAM_ENDPOINT_KEY] = _Offer(endpoint, _interceptors(app))
+
+
+def _interceptors(app: Quart) -> int:
+    hooks = (app.before_request_funcs, app.after_request_funcs, app.url_value_preprocessors)
+    replaced = "asgi_app" in vars(app)  # Quart's documented way to add a middleware
+    return replaced + sum(len(functions) for by_scope in hooks for functions in by_scope.values())
 
 
 class HandlerSettings:
@@ -244,12 +262,13 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
 
     @property
     def stream_endpoint(self) -> "StreamEndpoint | None":
-        """Where streams are opened past Hypercorn: cleartext only, and only if the application is ours as it
-        is, without a middleware around it that would want to see each request."""
-        if not isinstance(self.stream, trio.SocketStream):
+        """Where streams are opened past Hypercorn: cleartext only, and only while the application is ours as
+        it was made, without a middleware or a hook that would want to see each request."""
+        app: Any = getattr(self.app, "app", None)
+        if not isinstance(self.stream, trio.SocketStream) or not isinstance(app, Quart):
             return None
-        extensions: Any = getattr(getattr(self.app, "app", None), "extensions", {})
-        return extensions.get(STREAM_ENDPOINT_KEY)
+        offer = app.extensions.get(STREAM_ENDPOINT_KEY)
+        return offer.endpoint if offer is not None and offer.interceptors == _interceptors(app) else None
 
     async def _serve_stream(self, asked: "StreamRequest") -> None:
         endpoint = self.stream_endpoint

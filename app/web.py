@@ -36,7 +36,7 @@ from app.contracts import ContractViolation
 from app.publish import InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services
-from app.serving import STREAM_ENDPOINT_KEY, Begin, EventStream, StreamConnection
+from app.serving import Begin, EventStream, StreamConnection, offer_streams
 from app.settings import Settings
 from app.stream_request import PATH_PREFIX, StreamRequest, choose_cursor
 from app.streams import sse
@@ -154,12 +154,14 @@ def create_app(settings: Settings) -> QuartTrio:
         security_schemes={"publishToken": {"type": "http", "scheme": "bearer"}},
     )
     _add_lifespan(app, services)
-    _add_stream_routes(app, services)
+    streams = Streams(services)
+    _add_stream_routes(app, services, streams)
     _add_publish_route(app, services)
     _add_health_routes(app, services)
     _add_pages(app, services)
     _add_errors(app)
     _add_cors(app, settings)
+    offer_streams(app, streams)
     return app
 
 
@@ -203,10 +205,7 @@ def _encode_fields(headers: dict[str, str]) -> bytes:
     return "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 
 
-def _add_stream_routes(app: QuartTrio, services: Services) -> None:
-    streams = Streams(services)
-    app.extensions[STREAM_ENDPOINT_KEY] = streams
-
+def _add_stream_routes(app: QuartTrio, services: Services, streams: Streams) -> None:
     # Requests in the ordinary shape do not come this far: the connection (serving.py) has `streams` answer.
     @app.get(f"{PATH_PREFIX}<topic_id>")
     @tag(["streams"])

@@ -1288,3 +1288,259 @@ async def test_direct_writes_work_under_hypercorns_own_command_line(
         assert await trio.to_thread.run_sync(process.wait_ended, SOON_S) == 0
     finally:
         process.kill()
+
+
+# -- requests for streams that are answered past Hypercorn
+
+
+STREAM_HEAD = b"GET /v1/sse/a HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"
+
+
+async def test_a_stream_is_asked_for_byte_by_byte(
+    nursery: trio.Nursery, settings: Callable[..., Settings], publish: Callable[..., str]
+) -> None:
+    server = await start_server(nursery, settings())
+    async with await Connection.open(server) as connection:
+        for at in range(len(STREAM_HEAD)):
+            await connection.send(STREAM_HEAD[at : at + 1])
+            await trio.testing.wait_all_tasks_blocked()
+        follower = await begin_following(connection)
+        await wait_live(server)
+        event_id = publish("a")
+        assert await follower.event_id() == event_id
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere"])
+async def test_a_stream_is_asked_for_behind_another_request_in_one_write(
+    nursery: trio.Nursery, settings: Callable[..., Settings], publish: Callable[..., str], path: str
+) -> None:
+    server = await start_server(nursery, settings())
+    async with await Connection.open(server) as connection:
+        await connection.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() + STREAM_HEAD)
+        status, _ = await connection.read_response()
+        assert status == (200 if path == "/healthz" else 404)
+        follower = await begin_following(connection)
+        await wait_live(server)
+        event_id = publish("a")
+        assert await follower.event_id() == event_id
+    await wait_clients(server, 0)
+
+
+@pytest.mark.parametrize("step", [b"", b"X"], ids=["silent", "slow"])
+async def test_the_head_of_a_request_for_a_stream_must_arrive_in_time(
+    nursery: trio.Nursery, settings: Callable[..., Settings], step: bytes
+) -> None:
+    server = await start_server(nursery, settings(request_head_timeout_s=0.3))
+    async with await Connection.open(server) as connection:
+        started_s = trio.current_time()
+        await connection.send(STREAM_HEAD[:-4])
+        ended_s = started_s
+        with trio.fail_after(SOON_S):
+            try:
+                while not ended_s > started_s:
+                    with trio.move_on_after(0.02):
+                        assert await connection.receive() == b""
+                        ended_s = trio.current_time()
+                    await connection.send(step)
+            except trio.BrokenResourceError:
+                ended_s = trio.current_time()
+        assert ended_s - started_s > 0.2
+        assert server.hub.clients == 0
+
+
+async def test_a_request_for_a_stream_that_comes_in_two_parts_has_one_deadline(
+    nursery: trio.Nursery, settings: Callable[..., Settings]
+) -> None:
+    """Hypercorn gets what has come so far, and what is left of the time."""
+    server = await start_server(nursery, settings(request_head_timeout_s=0.4))
+    async with await Connection.open(server) as connection:
+        started_s = trio.current_time()
+        await connection.send(b"GET /v1/sse")
+        await trio.sleep(0.3)
+        await connection.send(b"?")  # now it can be none for a stream
+        assert await connection.receive() == b""
+        assert trio.current_time() - started_s < 0.65
+
+
+async def test_a_client_that_leaves_within_its_request_costs_nothing(
+    nursery: trio.Nursery, settings: Callable[..., Settings]
+) -> None:
+    server = await start_server(nursery, settings())
+    for part in (b"", STREAM_HEAD[:5], STREAM_HEAD[:-1]):
+        async with await Connection.open(server) as connection:
+            await wait_until(lambda: _connections() == 1)
+            await connection.send(part)
+        await wait_until(lambda: _connections() == 0)
+    assert server.hub.clients == 0
+
+
+def _connections() -> int:
+    assert Context.current is not None
+    return len(Context.current.connections)
+
+
+async def test_a_client_that_leaves_before_its_topic_is_open_is_noticed_at_once(
+    nursery: trio.Nursery, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    with run_redis(tmp_path) as redis:
+        server = await start_server(nursery, settings(redis_url=redis.url, first_bytes_timeout_s=NEVER_S))
+        with redis.paused():
+            async with await Connection.open(server) as connection:
+                await connection.send(STREAM_HEAD)
+                await wait_clients(server, 1)
+                await trio.testing.wait_all_tasks_blocked()
+            await wait_clients(server, 0)
+            await wait_until(lambda: _connections() == 0)
+
+
+async def test_a_client_that_was_told_to_wait_for_its_topic_is_noticed_at_once_when_it_leaves(
+    nursery: trio.Nursery, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """It has its response's head and no position yet, because Redis hangs."""
+    with run_redis(tmp_path) as redis:
+        server = await start_server(nursery, settings(redis_url=redis.url, first_bytes_timeout_s=0.05))
+        with redis.paused():
+            async with await Connection.open(server) as connection:
+                await connection.send(STREAM_HEAD)
+                assert (await connection.read_head())[0] == 200
+                assert await connection.read_chunk() == b"retry: 0\n\n"
+                await trio.testing.wait_all_tasks_blocked()
+                assert server.hub.clients == 1
+            await wait_clients(server, 0)
+            await wait_until(lambda: _connections() == 0)
+
+
+async def test_a_client_that_was_told_to_wait_for_its_topic_gets_its_stream(
+    nursery: trio.Nursery, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    with run_redis(tmp_path) as redis:
+        server = await start_server(nursery, settings(redis_url=redis.url, first_bytes_timeout_s=0.05))
+        with redis.paused():
+            connection = await Connection.open(server)
+            await connection.send(STREAM_HEAD)
+            status, headers = await connection.read_head()
+            assert status == 200
+            follower = Follower(connection, headers)
+            waiting = await follower.message()
+            assert waiting is not None
+            assert (waiting.retry_ms, waiting.last_event_id) == (0, "")
+        async with connection:
+            positioned = await follower.message()
+            assert positioned is not None
+            assert positioned.last_event_id
+            await wait_live(server)
+
+
+async def test_a_client_that_leaves_while_its_replay_hangs_is_noticed_at_once(
+    nursery: trio.Nursery, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    with run_redis(tmp_path) as redis:
+        server = await start_server(nursery, settings(redis_url=redis.url, first_bytes_timeout_s=NEVER_S))
+        async with follow(server, "a"):
+            await wait_live(server)
+            with redis.paused():
+                # A cursor that memory knows nothing about.
+                async with await Connection.open(server) as connection:
+                    await connection.request("/v1/sse/a", "Last-Event-ID: 1-1")
+                    await wait_clients(server, 2)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert live_clients(server) == 1
+                await wait_clients(server, 1)
+                await wait_until(lambda: _connections() == 1)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "expected"),
+    [
+        ("*", None, {"access-control-allow-origin": "*"}),
+        ("*", "https://app.example", {"access-control-allow-origin": "*"}),
+        (
+            "https://app.example,https://other.example",
+            "https://app.example",
+            {"access-control-allow-origin": "https://app.example", "vary": "Origin"},
+        ),
+        ("https://app.example", "https://evil.example", {"vary": "Origin"}),
+        ("https://app.example", "", {"vary": "Origin"}),
+        ("https://app.example", None, {"vary": "Origin"}),
+    ],
+    ids=["all", "all-with-origin", "allowed", "foreign", "empty", "none"],
+)
+async def test_both_ways_answer_with_the_same_fields(
+    nursery: trio.Nursery,
+    settings: Callable[..., Settings],
+    allowed: str,
+    origin: str | None,
+    expected: dict[str, str],
+) -> None:
+    server = await start_server(nursery, settings(cors_allow_origins=allowed))
+    headers = [] if origin is None else [f"Origin: {origin}"]
+    answers: list[tuple[str, list[str]]] = []
+    async with await Connection.open(server) as direct, await Connection.open(server) as through_asgi:
+        for connection, way in ((direct, DIRECT), (through_asgi, THROUGH_ASGI)):
+            await connection.request("/v1/sse/a", *headers, *way)
+            status_line, *fields = (await connection.read_until(b"\r\n\r\n")).decode()[:-4].split("\r\n")
+            assert any(re.fullmatch(r"date: \w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT", field) for field in fields)
+            parts = (field.partition(": ") for field in fields)
+            answers.append(
+                (status_line.rstrip(), sorted(f"{name.lower()}: {value}" for name, _, value in parts))
+            )
+        await wait_live(server)
+        assert server.hub.clients == 2, "and only one of them directly"
+    (direct_status, direct_fields), (asgi_status, asgi_fields) = (
+        (status_line, [field for field in fields if not field.startswith(("date: ", "connection: "))])
+        for status_line, fields in answers
+    )
+    assert direct_fields == asgi_fields
+    assert direct_status.split()[:2] == asgi_status.split()[:2] == ["HTTP/1.1", "200"]
+    values = dict(field.split(": ", 1) for field in direct_fields)
+    assert {name: values[name] for name in values if name == "vary" or name.startswith("access-")} == expected
+
+
+class _Middleware:
+    """In the style of every ASGI middleware: another application around one."""
+
+    def __init__(self, application: Any) -> None:
+        self.seen: list[str] = []
+        self._application = application
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.seen.append(scope["path"])
+        await self._application(scope, receive, send)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["around-the-application", "around-its-asgi_app"])
+async def test_a_middleware_sees_requests_for_streams(
+    nursery: trio.Nursery, settings: Callable[..., Settings], publish: Callable[..., str], inside: bool
+) -> None:
+    application = create_app(settings())
+    if inside:  # as Quart's documentation has it
+        middleware = application.asgi_app = _Middleware(application.asgi_app)  # type: ignore[method-assign]
+        server = await start_server(nursery, settings(), application)
+    else:
+        middleware = _Middleware(application)
+        server = await start_server(nursery, settings(), middleware)
+        server.app = application  # for a look inside
+    async with follow(server, "a") as follower:
+        event_id = publish("a")
+        assert await follower.event_id() == event_id
+        assert middleware.seen == ["/v1/sse/a"]
+        assert live_clients(server) == 0
+    await wait_clients(server, 0)
+
+
+async def test_a_hook_sees_requests_for_streams(
+    nursery: trio.Nursery, settings: Callable[..., Settings]
+) -> None:
+    """Somebody's authentication, perhaps."""
+    application = create_app(settings())
+
+    @application.before_request
+    async def refuse() -> tuple[str, int]:
+        return "not for you", 401
+
+    server = await start_server(nursery, settings(), application)
+    async with await Connection.open(server) as connection:
+        await connection.request("/v1/sse/a")
+        assert (await connection.read_head())[0] == 401
+    assert server.hub.clients == 0

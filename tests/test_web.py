@@ -706,3 +706,70 @@ async def test_only_listed_origins_may_read_if_there_is_a_list(settings: MakeSet
 async def test_an_ordinary_options_request_is_no_preflight(settings: MakeSettings) -> None:
     response = await client_of(settings()).options("/v1/sse/a", headers={"Origin": "https://app.example"})
     assert "Access-Control-Allow-Methods" not in response.headers
+
+
+# -- requests for streams that are not ordinary ones: the route's, over real HTTP
+
+
+@contextmanager
+def ask(
+    server: AppServer, method: str, path: str, headers: dict[str, str] | None = None
+) -> Iterator[HTTPResponse]:
+    connection = HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S)
+    try:
+        connection.request(method, path, headers=headers or {})
+        with connection.getresponse() as response:
+            yield response
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_stream_can_only_be_got(server: AppServer, producer: Producer, method: str) -> None:
+    with ask(server, method, f"/v1/sse/{producer.topic}") as response:
+        assert response.status == 405
+        assert response.getheader("Content-Type") == "application/problem+json"
+        assert "GET" in (response.getheader("Allow") or "")
+        assert json.loads(response.read())["status"] == 405
+
+
+def test_head_says_what_get_would(server: AppServer, producer: Producer) -> None:
+    path = f"/v1/sse/{producer.topic}"
+    with ask(server, "HEAD", path) as head, ask(server, "GET", path) as get:
+        assert head.status == get.status == 200
+        assert head.read() == b""
+        for name in ("Content-Type", "Cache-Control", "X-Accel-Buffering", "Access-Control-Allow-Origin"):
+            assert head.getheader(name) == get.getheader(name) is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("/v1/sse/a?catchup=x", "`all` or `compact`"),
+        ("/v1/sse/a?catchup=", "`all` or `compact`"),
+        ("/v1/sse/.?catchup=all", "letters, digits"),
+        ("/v1/sse/" + "x" * 129, "letters, digits"),
+    ],
+    ids=["catchup", "empty-catchup", "dot", "129-characters"],
+)
+def test_what_is_wrong_with_a_request_for_a_stream_is_said_over_real_http(
+    server: AppServer, path: str, detail: str
+) -> None:
+    with ask(server, "GET", path) as response:
+        assert response.status == 422
+        assert response.getheader("Content-Type") == "application/problem+json"
+        assert detail in json.loads(response.read())["detail"]
+
+
+@pytest.mark.parametrize(
+    "encode", [str, lambda topic: f"%{ord(topic[0]):02x}{topic[1:]}"], ids=["as-is", "pct"]
+)
+def test_a_topic_may_be_percent_encoded(
+    server: AppServer, producer: Producer, encode: Callable[[str], str]
+) -> None:
+    cursor = producer.publish("before")
+    event_id = producer.publish("after")
+    with open_stream(server, f"{encode(producer.topic)}?lastEventId={cursor.replace('-', '%2D')}") as stream:
+        first = stream.first()
+        assert (first.last_event_id, first.data) == (cursor, None)
+        assert stream.message().last_event_id == event_id

@@ -336,8 +336,8 @@ class Subscriber:
 
     async def _wait_woken(self) -> None:
         with trio.CancelScope() as self._parked:
-            if self._wire is None:
-                await trio.sleep_forever()
+            if self._wire is None or self._arriving is not None:
+                await trio.sleep_forever()  # whoever serves it watches the connection meanwhile
             else:
                 await self._wire.wait_input()
         self._parked = None
