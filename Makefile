@@ -32,6 +32,7 @@ bench: $(VENV)/.bench bench-peers ## Stalecast beside what else one could use (a
 
 bench-quick: $(VENV)/.bench bench-peers ## every scenario and peer with small counts: no figures
 	$(BIN)/python -m bench all --quick --plot $(if $(CI),--require-all)
+	$(BIN)/python -m pytest tests/test_bench_*.py
 
 bench-peers:
 	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix bench/peers/better-sse; fi

@@ -45,9 +45,14 @@ def main() -> int:
             with redis_server() as redis_url:
                 for name in names:
                     rounds = options.rounds or (1 if options.quick else DEFAULT_ROUNDS)
-                    result = _measure(name, redis_url, sides, skipped, rounds, quick=options.quick)
+                    result, unmeasured = _measure(
+                        name, redis_url, sides, skipped, rounds, quick=options.quick
+                    )
                     result.write(folder / f"{name}.json")
                     table.show(result)
+                    if unmeasured and options.require_all:
+                        print(f"{name}: without figures: {'; '.join(unmeasured)}", file=sys.stderr)
+                        status = EXIT_NOT_MEASURED
                     if result.violations:
                         status = EXIT_VIOLATED
         except (ServerFailed, LoadFailed) as error:
@@ -70,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sides", help="only these: " + ",".join(side.name for side in SIDES))
     parser.add_argument("--results", type=Path, metavar="FOLDER", help=f"instead of {RESULTS_FOLDER.name}/")
     parser.add_argument("--plot", action="store_true", help="plots and report.html of the results folder")
-    parser.add_argument("--require-all", action="store_true", help="fail when a peer is not installed")
+    parser.add_argument("--require-all", action="store_true", help="fail where a peer has no figures")
     return parser
 
 
@@ -94,7 +99,8 @@ def _choose(wanted: str | None) -> tuple[list[Side], list[Skipped]]:
 
 def _measure(
     name: str, redis_url: str, sides: Sequence[Side], skipped: Sequence[Skipped], rounds: int, *, quick: bool
-) -> Result:
+) -> tuple[Result, list[str]]:
+    """And what was to be measured and was not, in words."""
     versions = {key: value for side in sides for key, value in side.versions().items()}
     machine, versions = environment.describe(redis_url, versions)
     result = Result(
@@ -113,7 +119,7 @@ def _measure(
             SCENARIOS[name](stage)
         finally:
             stage.forget_topics()
-    return result
+    return result, stage.unmeasured()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median, variance
 
@@ -324,6 +325,7 @@ def _median_share(freedom: int) -> float:
     return (1 - 2 / (9 * freedom)) ** 3
 
 
+@cache
 def student_t(level: float, freedom: int) -> float:
     """The value that |t| exceeds with this probability."""
     low, high = 0.0, 1.0

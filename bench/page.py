@@ -1,7 +1,7 @@
 """The report: one HTML file with everything in it, for people who were not there.
 
-It says in words what the figures say, also what does not speak for Stalecast. Every text that comes from a result
-is escaped here, and nothing is fetched from anywhere.
+It says in words what the figures say, also what does not speak for Stalecast. Every text that comes from a
+result is escaped here, and nothing is fetched from anywhere.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bench.table import Cell
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MARK = " ▲"  # beside the bold figure: colour alone would not be seen by all
+FIGURE = ' class="figure"'
 NOTHING_MEASURED = "Nothing was measured."
 
 
@@ -55,7 +56,8 @@ def _quick(shown: Sequence[Result]) -> str:
     names = [result.scenario for result in shown if result.quick]
     if not names:
         return ""
-    return f'<p class="alarm">Measured with --quick, which says nothing about speed: {escape(", ".join(names))}.</p>'
+    text = f"Measured with --quick, which says nothing about speed: {', '.join(names)}."
+    return f'<p class="alarm">{escape(text)}</p>'
 
 
 def _violations(shown: Iterable[Result]) -> str:
@@ -66,43 +68,54 @@ def _violations(shown: Iterable[Result]) -> str:
 
 
 def _in_words(shown: Iterable[Result]) -> list[str]:
-    """A sentence for each scenario about its first headline figure, and one about where Stalecast is behind."""
+    """A sentence for each scenario about its first headline figure; one about where Stalecast is behind."""
     sentences: list[str] = []
     behind: list[str] = []
-    compared = 0
+    compared = ahead = 0
     for result in shown:
         rows = figures.summarize(result)
-        compared += sum(
-            name in (row.stalecast_over or {})
-            for row in rows
-            for name in figures.scenario(result.scenario).headline
-        )
-        behind += [text for row in rows for text in _behind(row)]
         sentences += _sentence(result, rows)
+        behind += _behind(result.scenario, rows)
+        for row in rows:
+            names = [name for name in figures.scenario(result.scenario).headline if name in _ours_over(row)]
+            compared += len(names)
+            ahead += len(names) - len(row.not_ahead)
     if compared:
-        ahead = compared - len(behind)
-        sentences.append(
-            f"Set beside a peer {compared} times, Stalecast is ahead {ahead} times."
-            + (
-                f" It is not ahead here:<ul>{''.join(f'<li>{escape(text)}</li>' for text in behind)}</ul>"
-                if behind
-                else ""
-            )
-        )
+        text = f"Of {compared} figures beside a peer's, Stalecast is ahead in {ahead}."
+        sentences.append(f"{text} It is not ahead here:{_list(behind)}" if behind else text)
     return sentences
 
 
-def _behind(row: Row) -> list[str]:
-    ratios = row.stalecast_over or {}
-    title, size = figures.scenario(row.scenario).title, figures.size_words(row.size)
+def _behind(scenario: str, rows: Sequence[Row]) -> list[str]:
+    """A line for each peer; sizes are put together."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        for name in row.not_ahead:
+            found.setdefault(row.side, {}).setdefault(name, []).append(row)
+    title, sizes = figures.scenario(scenario).title, len({figures.size_words(row.size) for row in rows})
     return [
-        f"{title}, {size}: {figures.figure(name).label} {figures.ratio_text(ratios[name])} of {row.side}'s"
-        for name in row.not_ahead
+        f"{title}, beside {side}: " + ", ".join(_times(name, there, sizes) for name, there in names.items())
+        for side, names in found.items()
     ]
 
 
+def _times(name: str, there: Sequence[Row], sizes: int) -> str:
+    """`sizes` is how many there are: of the only one nothing is said."""
+    ratios = sorted(_ours_over(row)[name] for row in there)
+    worst = " to ".join(dict.fromkeys(map(figures.ratio_text, (ratios[0], ratios[-1]))))
+    text = f"{figures.figure(name).label} {worst} times"
+    if sizes == 1:
+        return text
+    where = figures.size_words(there[0].size) if len(there) == 1 else f"{len(there)} of {sizes} sizes"
+    return f"{text} ({where})"
+
+
+def _ours_over(row: Row) -> Mapping[str, float]:
+    return row.stalecast_over or {}
+
+
 def _sentence(result: Result, rows: Sequence[Row]) -> list[str]:
-    """At the size that most sides have, of these the largest: `<b>title</b>, size: p50 is 1.1 of the limit's ...`"""
+    """At the size that most sides have, and of these the largest."""
     about = figures.scenario(result.scenario)
     sizes = figures.sizes_of(result)
     if not about.headline or not sizes:
@@ -116,13 +129,17 @@ def _sentence(result: Result, rows: Sequence[Row]) -> list[str]:
     ratios = {LIMIT: (own.over_limit or {}).get(name)}
     ratios |= {side: (row.stalecast_over or {}).get(name) for side, row in here.items() if row.stalecast_over}
     parts = [
-        f"<b>{figures.ratio_text(ratio)}</b> of {escape('the limit' if side == LIMIT else side)}'s"
+        f"<b>{figures.ratio_text(ratio)}</b> {'times' if ratio >= 1 else 'of'} {_called(side)}'s"
         for side, ratio in ratios.items()
         if ratio is not None
     ]
     label = f"{figures.figure(name).label} {figures.with_unit(name, own.figures[name])}"
     where = f"<strong>{escape(about.title)}</strong>, {escape(figures.size_words(size))}"
     return [f"{where}: {escape(label)}" + (f"; that is {_and(parts)}." if parts else ".")]
+
+
+def _called(side: str) -> str:
+    return "the limit" if side == LIMIT else f"<i>{escape(side)}</i>"
 
 
 def _and(parts: Sequence[str]) -> str:
@@ -134,35 +151,46 @@ def _and(parts: Sequence[str]) -> str:
 
 def _overview(results: Mapping[str, Result]) -> str:
     found = table.overview(results)
-    return _table(found.titles, found.lines) if found.lines else f"<p>{NOTHING_MEASURED}</p>"
+    if not found.lines:
+        return f"<p>{NOTHING_MEASURED}</p>"
+    return _table(
+        ["Stalecast over", *found.titles], [(what, [Cell(size), *cells]) for what, size, cells in found.lines]
+    )
 
 
-def _table(titles: Sequence[str], lines: Iterable[Sequence[Cell]], names: int = 1) -> str:
-    """The first `names` columns are names, the others figures."""
+def _table(titles: Sequence[str], lines: Iterable[tuple[str, Sequence[Cell]]]) -> str:
+    """Each line with the heading that it stands under. The first column is a name, the others are figures."""
     head = "".join(
-        f'<th scope="col"{_class("" if at < names else "figure")}>{escape(title)}</th>'
-        for at, title in enumerate(titles)
+        f'<th scope="col"{FIGURE if at else ""}>{_title(title)}</th>' for at, title in enumerate(titles)
     )
-    body = "".join(
-        f"<tr>{''.join(_cell(cell, at < names) for at, cell in enumerate(line))}</tr>" for line in lines
-    )
+    body: list[str] = []
+    before = ""
+    for group, cells in lines:
+        if group != before:
+            body.append(
+                f'<tr><th scope="rowgroup" colspan="{len(titles)}" class="group">'
+                f"<span>{escape(group)}</span></th></tr>"
+            )
+        body.append(f"<tr>{''.join(_cell(cell, is_name=not at) for at, cell in enumerate(cells))}</tr>")
+        before = group
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="table">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _cell(cell: Cell, is_name: bool) -> str:
+def _title(title: str) -> str:
+    """A side's name stays in one piece, although it has a hyphen."""
+    return f"<i>{escape(title)}</i>" if title in figures.SIDES else escape(title)
+
+
+def _cell(cell: Cell, *, is_name: bool) -> str:
     text = escape(cell.text)
     if is_name:
         return f'<th scope="row">{text}</th>'
     if cell.marked:
         return f'<td class="figure marked">{text}{MARK}</td>'
-    return f'<td class="figure">{text}</td>'
-
-
-def _class(name: str) -> str:
-    return f' class="{name}"' if name else ""
+    return f"<td{FIGURE}>{text}</td>"
 
 
 def _ratio_table(rows: Sequence[Row]) -> str:
@@ -170,18 +198,20 @@ def _ratio_table(rows: Sequence[Row]) -> str:
     shown = [row for row in rows if row.over_limit or row.stalecast_over]
     limits = [name for name in headline if any(name in (row.over_limit or {}) for row in shown)]
     peers = [name for name in headline if any(name in (row.stalecast_over or {}) for row in shown)]
-    titles = [f"{figures.figure(name).label}, × limit" for name in limits]
-    titles += [f"{figures.figure(name).label}, Stalecast over it" for name in peers]
+    titles = [f"{figures.figure(name).label} x limit" for name in limits]
+    titles += [f"{figures.figure(name).label} ours/its" for name in peers]
     lines = [
-        [
-            Cell(figures.size_words(row.size)),
-            Cell(row.side),
-            *(_ratio(row.over_limit, name, row.far_from_limit) for name in limits),
-            *(_ratio(row.stalecast_over, name, row.not_ahead) for name in peers),
-        ]
+        (
+            figures.size_words(row.size),
+            [
+                Cell(row.side),
+                *(_ratio(row.over_limit, name, row.far_from_limit) for name in limits),
+                *(_ratio(row.stalecast_over, name, row.not_ahead) for name in peers),
+            ],
+        )
         for row in shown
     ]
-    return _table(["", "side", *titles], lines, names=2) if lines else ""
+    return f"<p>{escape(table.RATIOS_ARE)}</p>{_table(['side', *titles], lines)}" if lines else ""
 
 
 def _ratio(ratios: Mapping[str, float] | None, name: str, marked: Sequence[str]) -> Cell:
@@ -190,26 +220,16 @@ def _ratio(ratios: Mapping[str, float] | None, name: str, marked: Sequence[str])
 
 
 def _absolute_table(rows: Sequence[Row]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row.figures))
-    names.sort(
-        key=lambda name: (
-            list(figures.FIGURES).index(name) if name in figures.FIGURES else len(figures.FIGURES)
-        )
-    )
+    found = {name for row in rows for name in row.figures}
+    names = [name for name in figures.FIGURES if name in found] + sorted(found - set(figures.FIGURES))
     titles = [f"{figures.figure(name).label} {figures.figure(name).unit}".strip() for name in names]
-    lines = [
-        [
-            Cell(figures.size_words(row.size)),
-            Cell(row.side),
-            *(
-                Cell(figures.figure_text(name, row.figures[name]) if name in row.figures else "")
-                for name in names
-            ),
-            Cell(str(row.rounds)),
-        ]
-        for row in rows
-    ]
-    return _table(["", "side", *titles, "rounds"], lines, names=2)
+    lines = [(figures.size_words(row.size), _absolute_cells(row, names)) for row in rows]
+    return _table(["side", *titles, "rounds"], lines)
+
+
+def _absolute_cells(row: Row, names: Iterable[str]) -> list[Cell]:
+    texts = [figures.figure_text(name, row.figures[name]) if name in row.figures else "" for name in names]
+    return [Cell(row.side), *map(Cell, texts), Cell(str(row.rounds))]
 
 
 # -- a scenario
@@ -221,7 +241,9 @@ def _scenario(result: Result, results: Mapping[str, Result], charts: Sequence[pl
     parts = [f'<section id="{escape(about.name)}"><h2>{escape(about.title)}</h2>']
     if about.about:
         parts.append(f"<p>{escape(about.about)}</p>")
-    parts += [_chart(chart, results) for chart in charts if _first_of(chart, results) == result.scenario]
+    parts += [
+        _chart(chart, results) for chart in charts if plot.shown_in(chart, results)[0] == result.scenario
+    ]
     if rows:
         ratios = _ratio_table(rows)
         if ratios:
@@ -240,11 +262,6 @@ def _scenario(result: Result, results: Mapping[str, Result], charts: Sequence[pl
             parts.append(f"<h3>{title}</h3>{_list(items)}")
     parts.append("</section>")
     return "".join(parts)
-
-
-def _first_of(chart: plot.Chart, results: Mapping[str, Result]) -> str:
-    """A chart of several scenarios stands with the first of them."""
-    return next(name for name in chart.shows if name in results)
 
 
 def _chart(chart: plot.Chart, results: Mapping[str, Result]) -> str:

@@ -69,7 +69,7 @@ SCHEMES = (
         grid="#e3e6ea",
         sides={
             STALECAST: "#0046c7",
-            LIMIT: "#59616a",
+            LIMIT: "#69717a",
             "nchan": "#c05000",
             "better-sse": "#00a37a",
             "sse-starlette": "#d24bf0",
@@ -106,7 +106,7 @@ MARKERS = {
 class Chart:
     name: str  # of its files
     alt: str  # for those who do not see it
-    shows: tuple[str, ...]  # scenarios; drawn when one of them is there
+    shows: Mapping[str, str]  # a figure of each scenario; drawn of those that have it
     draw: Callable[[Mapping[str, Result], Scheme], Figure]
 
 
@@ -138,8 +138,16 @@ def render(
 
 def charts_of(results: Mapping[str, Result]) -> list[Chart]:
     """Those that there is something to draw of."""
-    measured = {name for name, result in results.items() if any(leg.figures for leg in result.legs)}
-    return [chart for chart in CHARTS if measured.intersection(chart.shows)]
+    return [chart for chart in CHARTS if shown_in(chart, results)]
+
+
+def shown_in(chart: Chart, results: Mapping[str, Result]) -> list[str]:
+    """The scenarios that the chart is drawn of; a leg that was broken off has no figures."""
+    return [
+        name
+        for name, figure in chart.shows.items()
+        if name in results and any(figure in leg.figures for leg in results[name].legs)
+    ]
 
 
 def _colours(scheme: Scheme) -> dict[str, Any]:
@@ -415,6 +423,8 @@ def _draw_growth(axes: Axes, legs: Sequence[Leg], name: str, scheme: Scheme) -> 
                 clients, low, high, color=style["color"], alpha=BAND_ALPHA, linewidth=0, zorder=2
             )
             ends[side] = middle[-1]
+    if not counts:
+        return ends
     axes.set_xscale("log", base=2)
     axes.set_xlim(right=max(counts) * 1.08)  # the names stand close to the ends
     axes.xaxis.set_major_locator(FixedLocator(sorted(counts)))
@@ -432,50 +442,52 @@ def _short(count: int) -> str:
 
 BAR_IN = 0.36  # with the space to the next
 PANEL_HEADING_IN = 0.45
+LEAST_SPREAD = 0.01  # of the longest bar: less is a dot
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
     title: str
+    scenario: str
     name: str
     rows: Sequence[Row]
     legs: Sequence[Leg]
 
 
 def _draw_memory(results: Mapping[str, Result], scheme: Scheme) -> Figure:
-    bars = _bars(results["memory"], "kb_a_client", "")
     about = "Resident memory for each idle client, without the kernel's. Shorter is better."
-    return _draw_bars("Memory", about, [bars], [results["memory"]], scheme)
+    return _draw_bars("Memory", about, _bars(MEMORY, results), results, scheme)
 
 
 def _draw_arrival(results: Mapping[str, Result], scheme: Scheme) -> Figure:
-    wanted = (
-        ("connect", "greeted_s", "until all are greeted"),
-        ("resume", "caught_up_s", "until all caught up"),
-    )
-    found = [(results[name], figure, title) for name, figure, title in wanted if name in results]
-    panels = [_bars(result, figure, title) for result, figure, title in found]
     about = (
         "Median over the rounds; the thin line is from the lowest to the highest round. Shorter is better."
     )
-    results_shown = [result for result, _, _ in found]
-    return _draw_bars("Everyone at once", about, panels, results_shown, scheme)
+    return _draw_bars("Everyone at once", about, _bars(ARRIVAL, results), results, scheme)
 
 
-def _bars(result: Result, name: str, title: str) -> Bars:
-    """Of the scenario's only size."""
-    size = figures.sizes_of(result)[0]
-    rows = [row for row in figures.summarize(result) if row.size == size and name in row.figures]
-    heading = f"{figures.size_words(size)}, {title}" if title else figures.size_words(size)
-    return Bars(heading, name, rows, [leg for leg in result.legs if leg.size == size])
+BARS_TITLES = {"connect": ", until all are greeted", "resume": ", until all caught up"}
+
+
+def _bars(chart: Chart, results: Mapping[str, Result]) -> list[Bars]:
+    """A panel for each scenario, of its only size."""
+    panels: list[Bars] = []
+    for scenario in shown_in(chart, results):
+        result, name = results[scenario], chart.shows[scenario]
+        rows = [row for row in figures.summarize(result) if name in row.figures]
+        rows = [row for row in rows if row.size == rows[0].size]
+        legs = [leg for leg in result.legs if leg.size == rows[0].size and name in leg.figures]
+        title = figures.size_words(rows[0].size) + BARS_TITLES.get(scenario, "")
+        panels.append(Bars(title, scenario, name, rows, legs))
+    return panels
 
 
 def _draw_bars(
-    title: str, about: str, panels: Sequence[Bars], shown: Sequence[Result], scheme: Scheme
+    title: str, about: str, panels: Sequence[Bars], results: Mapping[str, Result], scheme: Scheme
 ) -> Figure:
     """The panels one below the other: their names and figures need the width."""
     bars_in = sum(len(bars.rows) * BAR_IN + PANEL_HEADING_IN for bars in panels)
-    drawn, top_in = _canvas(bars_in + 0.85, title, about, shown)
+    drawn, top_in = _canvas(bars_in + 0.85, title, about, (results[bars.scenario] for bars in panels))
     height_in = drawn.get_figheight()
     for bars in panels:
         own_in = len(bars.rows) * BAR_IN
@@ -489,26 +501,15 @@ def _draw_bars(
 
 
 def _draw_one_bars(axes: Axes, bars: Bars, scheme: Scheme) -> None:
-    highest = 0.0
+    highest = max(leg.figures[bars.name] for leg in bars.legs)
     for at, row in enumerate(bars.rows):
         value = row.figures[bars.name]
-        rounds = [
-            leg.figures[bars.name] for leg in bars.legs if leg.side == row.side and bars.name in leg.figures
-        ]
-        highest = max(highest, value, *rounds)
+        rounds = [leg.figures[bars.name] for leg in bars.legs if leg.side == row.side]
         ours = row.side == STALECAST
         colour = scheme.sides.get(row.side, scheme.muted)
         axes.barh(at, value, height=0.68, color=colour, zorder=3)
-        halo = [withStroke(linewidth=3, foreground=scheme.background)]  # to be seen on any bar
-        axes.plot(
-            [min(rounds), max(rounds)],
-            [at, at],
-            color=scheme.text,
-            linewidth=1.2,
-            solid_capstyle="butt",
-            zorder=4,
-            path_effects=halo,
-        )
+        if max(rounds) - min(rounds) > highest * LEAST_SPREAD:
+            _draw_spread(axes, at, rounds, scheme)
         axes.annotate(
             figures.with_unit(bars.name, value),
             xy=(max(value, *rounds), at),
@@ -520,7 +521,7 @@ def _draw_one_bars(axes: Axes, bars: Bars, scheme: Scheme) -> None:
         )
     axes.set_yticks(range(len(bars.rows)), [row.side for row in bars.rows])
     for label, row in zip(axes.get_yticklabels(), bars.rows, strict=True):
-        label.set_weight("bold" if row.side == STALECAST else "normal")
+        label.set_fontweight("bold" if row.side == STALECAST else "normal")
     axes.set_ylim(len(bars.rows) - 0.5, -0.5)
     axes.set_xlim(0, highest or 1)
     axes.tick_params(axis="y", length=0)
@@ -528,24 +529,35 @@ def _draw_one_bars(axes: Axes, bars: Bars, scheme: Scheme) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-CHARTS = (
-    Chart(
-        "latency",
-        "Percentiles of the latency of one event for each side, one panel for each number of subscribers",
-        ("latency",),
-        _draw_latency,
-    ),
-    Chart(
-        "scale",
-        "Processor time for a delivery and median latency of each side, against the number of clients",
-        ("scale",),
-        _draw_scale,
-    ),
-    Chart(
-        "arrival",
-        "Seconds of each side until all clients that came at once were greeted or had caught up",
-        ("connect", "resume"),
-        _draw_arrival,
-    ),
-    Chart("memory", "Memory of each side for one idle client", ("memory",), _draw_memory),
+def _draw_spread(axes: Axes, at: int, rounds: Sequence[float], scheme: Scheme) -> None:
+    axes.plot(
+        [min(rounds), max(rounds)],
+        [at, at],
+        color=scheme.text,
+        linewidth=1.2,
+        solid_capstyle="butt",
+        zorder=4,
+        path_effects=[withStroke(linewidth=3, foreground=scheme.background)],  # to be seen on any bar
+    )
+
+
+LATENCY = Chart(
+    "latency",
+    "Percentiles of the latency of one event for each side, one panel for each number of subscribers",
+    {"latency": "p50_ms"},
+    _draw_latency,
 )
+SCALE = Chart(
+    "scale",
+    "Processor time for a delivery and median latency of each side, against the number of clients",
+    {"scale": "cpu_us_a_delivery"},
+    _draw_scale,
+)
+ARRIVAL = Chart(
+    "arrival",
+    "Seconds of each side until all clients that came at once were greeted or had caught up",
+    {"connect": "greeted_s", "resume": "caught_up_s"},
+    _draw_arrival,
+)
+MEMORY = Chart("memory", "Memory of each side for one idle client", {"memory": "kb_a_client"}, _draw_memory)
+CHARTS = (LATENCY, SCALE, ARRIVAL, MEMORY)

@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -44,7 +43,7 @@ class ServerFailed(Exception):
 
 
 def pin_load() -> None:
-    """This process publishes on a schedule: on the load's core, and woken without the usual 50 us of slack."""
+    """This process publishes on a schedule: on the load's core, woken without the usual 50 us of slack."""
     os.sched_setaffinity(0, {LOAD_CPU})
     ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
 

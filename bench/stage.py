@@ -27,6 +27,7 @@ Size = Mapping[str, int | str]
 
 
 class Progress(Protocol):
+    def expect(self, legs: int) -> None: ...
     def begin(self, text: str) -> None: ...
     def end(self) -> None: ...
 
@@ -43,6 +44,7 @@ class Stage:
     result: Result
     _prefix: str = field(default_factory=lambda: f"load-{secrets.token_hex(4)}-")
     _topics: list[str] = field(default_factory=list[str])
+    _visited: list[tuple[Size, str, int]] = field(default_factory=list[tuple[Size, str, int]])
 
     # -- who, in which order
 
@@ -75,10 +77,21 @@ class Stage:
 
     def visits(self, sizes: Sequence[Size], sides: Sequence[Side]) -> Iterator[tuple[Size, int, Side]]:
         """Interleaved: a machine that slows down meanwhile slows all of them."""
+        self.progress.expect(len(sizes) * self.rounds * len(sides))
         for size in sizes:
             for round_ in range(self.rounds):
                 for side in sides:
+                    self._visited.append((dict(size), side.name, round_))
                     yield size, round_, side
+
+    def unmeasured(self) -> list[str]:
+        """Visits that left no leg with a figure, in words."""
+        measured = [(leg.size, leg.side, leg.round) for leg in self.result.legs if leg.figures]
+        return [
+            f"{side}, {_words(size)}, round {round_ + 1}"
+            for size, side, round_ in self._visited
+            if (size, side, round_) not in measured
+        ]
 
     # -- what a leg needs
 

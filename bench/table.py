@@ -184,15 +184,15 @@ class Cell:
 class Overview:
     """A line for each scenario and size that has ratios, of its first two headline figures."""
 
-    titles: Sequence[str]  # what; a column of ratios for each side, Stalecast over it; Stalecast itself
-    lines: Sequence[Sequence[Cell]]
+    titles: Sequence[str]  # a column of ratios for each side, Stalecast over it, and then Stalecast itself
+    lines: Sequence[tuple[str, str, Sequence[Cell]]]  # scenario and figures, size, cells
 
 
 def overview(results: Mapping[str, Result]) -> Overview:
     found = [(result, figures.summarize(result)) for result in figures.ordered(results)]
     present = {row.side for _, rows in found for row in rows} - {STALECAST}
     sides = [side for side in figures.SIDES if side in present] + sorted(present - set(figures.SIDES))
-    lines: list[list[Cell]] = []
+    lines: list[tuple[str, str, Sequence[Cell]]] = []
     for result, rows in found:
         about = figures.scenario(result.scenario)
         for size in _telling_sizes(result):
@@ -202,16 +202,21 @@ def overview(results: Mapping[str, Result]) -> Overview:
             cells = [_ratio_cell(side, here, names) for side in sides] if own is not None else []
             if own is not None and any(cell.text for cell in cells):
                 labels = " / ".join(figures.figure(name).label for name in names)
-                what = f"{about.title}, {figures.size_words(size)}: {labels}"
-                lines.append([Cell(what), *cells, Cell(_own(own, names))])
-    return Overview(["Stalecast over", *sides, "Stalecast"], lines)
+                what = f"{about.title}: {labels}"
+                lines.append((what, figures.size_words(size), [*cells, Cell(_own(own, names))]))
+    return Overview([*sides, "Stalecast"], lines)
 
 
 def as_markdown(results: Mapping[str, Result]) -> str:
     """The last column is Stalecast itself, the others are Stalecast over that side: below 1 it is ahead."""
     found = overview(results)
-    head = [found.titles, ["---", *["---:"] * (len(found.titles) - 1)]]
-    body = [[_md(cell.text) for cell in line] for line in found.lines]
+    head = [["Stalecast over", "", *found.titles], ["---", "---", *["---:"] * len(found.titles)]]
+    body: list[list[str]] = []
+    before = ""
+    for what, size, cells in found.lines:
+        texts = [NOTHING if what == before else what, size, *(cell.text for cell in cells)]
+        body.append([_md(text) for text in texts])
+        before = what
     return "".join(f"| {' | '.join(line)} |\n" for line in [*head, *body])
 
 
