@@ -17,9 +17,12 @@ logarithms:
 - the geometric means differ when Student's t says so, at a level at which all figures of a side together
   raise a false alarm in `FALSE_ALARMS` of the comparisons (Bonferroni), and by `LEAST_CHANGE` at least.
 
-Simulated with equal code, three rounds, noise that differs between figures by a factor of two and has
-outliers: 5 % of the comparisons call anything changed, so that 2 to 3 % call it worse. With two rounds it
-is up to 10 %.
+Simulated with equal code (81 figures of Stalecast's; noise of 4 % in the middle, different by a factor of
+1.4 to 2 between siblings; normal, heavy-tailed, or with outliers; 150 to 300 comparisons of each kind): 0
+to 5 % of the comparisons exit with 1 after three or five rounds, and 0 to 11 % after two, the most where
+siblings differ most. What is less than the noise stays unseen: a doubled figure is found in 76 to 97 of 100
+after three rounds, in 59 to 92 after two. It is always found, with siblings that are no noisier, while the
+rounds stay within 12 % of their middle (three rounds) or 4 % (two).
 
 What this cannot see: whatever differs between two runs and is the same in all rounds of each, as another
 kernel, a neighbour on the machine, or where the loader put the code. Compare runs of one session; look
@@ -37,7 +40,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from statistics import fmean, median, variance
+from statistics import fmean, median
 
 from rich.console import Console
 from rich.markup import escape
@@ -126,20 +129,6 @@ class Pair:
     new: Sequence[float]
     why_unknown: str = ""
 
-    @property
-    def freedom(self) -> int:
-        return sum(len(values) - 1 for values in (self.old, self.new) if values)
-
-    @property
-    def spread(self) -> float:
-        """The variance within the runs, on logarithms."""
-        squares = sum(
-            variance(map(math.log, values)) * (len(values) - 1)
-            for values in (self.old, self.new)
-            if len(values) > 1
-        )
-        return squares / self.freedom
-
 
 def compare(old: Mapping[str, Result], new: Mapping[str, Result]) -> Comparison:
     """By scenario. Raises `NotComparable`."""
@@ -214,9 +203,12 @@ def _pairs(old: Result, new: Result, missing: list[str]) -> list[Pair]:
             place = Place(old.scenario, size, side, name)
             legs = before[size, side], after[size, side]
             limits = before.get((size, LIMIT), []), after.get((size, LIMIT), [])
-            pair = _pair(place, legs, limits, same_machine=same_machine)
-            if pair is not None:
-                pairs.append(pair)
+            have = [any(name in leg.figures for leg in one) for one in legs]
+            if all(have):
+                pairs.append(_pair(place, legs, limits, same_machine=same_machine))
+            elif any(have):
+                label, which = figures.figure(name).label, "old" if have[0] else "new"
+                missing.append(f"{old.scenario}: {label} of {side} with {size}: only in the {which} one")
     return pairs
 
 
@@ -233,11 +225,9 @@ def _pair(
     limits: tuple[Sequence[Leg], Sequence[Leg]],
     *,
     same_machine: bool,
-) -> Pair | None:
+) -> Pair:
     known = figures.figure(place.figure)
     absolute = [[_at_least(leg, place.figure) for leg in one if place.figure in leg.figures] for one in legs]
-    if not all(absolute):
-        return None
     if not known.timed:
         return _checked(Pair(place, False, absolute[0], absolute[1]))
     ratios = [_over_limit(one, limit, place.figure) for one, limit in zip(legs, limits, strict=True)]
@@ -268,17 +258,23 @@ def _checked(pair: Pair) -> Pair:
 # -- the judgement
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    variance: float  # of logarithms, within each run and not between them
+    freedom: int  # degrees of it
+
+
 def judge(pairs: Sequence[Pair]) -> list[Change]:
     """In the same order. What counts is stated at the top of this file."""
     judged = [pair for pair in pairs if not pair.why_unknown]
-    siblings: dict[tuple[str, str, bool], list[Pair]] = {}
-    for pair in judged:
-        siblings.setdefault(_kind(pair), []).append(pair)
     family = Counter(pair.place.side for pair in judged)
+    by_kind: dict[tuple[str, str, bool], dict[Place, Spread]] = {}
+    for pair in judged:
+        by_kind.setdefault(_kind(pair), {})[pair.place] = _spread(pair)
     return [
         _unknown(pair)
         if pair.why_unknown
-        else _judge(pair, siblings[_kind(pair)], FALSE_ALARMS / family[pair.place.side])
+        else _judge(pair, _noise(pair.place, by_kind[_kind(pair)]), FALSE_ALARMS / family[pair.place.side])
         for pair in pairs
     ]
 
@@ -287,17 +283,29 @@ def _kind(pair: Pair) -> tuple[str, str, bool]:
     return pair.place.scenario, pair.place.figure, pair.over_limit
 
 
-def _unknown(pair: Pair) -> Change:
-    old, new = (_geometric_mean(values) for values in (pair.old, pair.new))
-    rounds = len(pair.old), len(pair.new)
-    return Change(pair.place, pair.over_limit, old, new, rounds, math.inf, Verdict.UNKNOWN, pair.why_unknown)
+def _spread(pair: Pair) -> Spread:
+    runs = [[math.log(value) for value in values] for values in (pair.old, pair.new)]
+    freedom = sum(len(run) - 1 for run in runs)
+    squares = sum((value - fmean(run)) ** 2 for run in runs for value in run)
+    return Spread(squares / freedom, freedom)
 
 
-def _judge(pair: Pair, siblings: Iterable[Pair], level: float) -> Change:
+def _noise(place: Place, spreads: Mapping[Place, Spread]) -> Spread:
+    own = spreads[place]
+    others = [spread for other, spread in spreads.items() if other != place]
+    if not others:
+        return own
+    usual = median(other.variance / _median_share(other.freedom) for other in others)
+    borrowed = min(BORROWED_FREEDOM, sum(other.freedom for other in others))
+    freedom = own.freedom + borrowed
+    mixed = (own.variance * own.freedom + usual * borrowed) / freedom
+    return Spread(max(own.variance, mixed), freedom)
+
+
+def _judge(pair: Pair, noise: Spread, level: float) -> Change:
     old, new = _geometric_mean(pair.old), _geometric_mean(pair.new)
-    noise, freedom = _noise(pair, [one for one in siblings if one is not pair])
-    error = math.sqrt(noise * (1 / len(pair.old) + 1 / len(pair.new)))
-    least = max(math.log(LEAST_CHANGE), student_t(level, freedom) * error)
+    error = math.sqrt(noise.variance * (1 / len(pair.old) + 1 / len(pair.new)))
+    least = max(math.log(LEAST_CHANGE), student_t(level, noise.freedom) * error)
     change = math.log(new / old)
     changed = Verdict.WORSE if change > 0 else Verdict.BETTER
     verdict = changed if abs(change) > least else Verdict.SAME
@@ -305,18 +313,14 @@ def _judge(pair: Pair, siblings: Iterable[Pair], level: float) -> Change:
     return Change(pair.place, pair.over_limit, old, new, rounds, math.exp(least), verdict)
 
 
+def _unknown(pair: Pair) -> Change:
+    old, new = (_geometric_mean(values) for values in (pair.old, pair.new))
+    rounds = len(pair.old), len(pair.new)
+    return Change(pair.place, pair.over_limit, old, new, rounds, math.inf, Verdict.UNKNOWN, pair.why_unknown)
+
+
 def _geometric_mean(values: Sequence[float]) -> float:
     return math.exp(fmean(map(math.log, values))) if values else math.nan
-
-
-def _noise(pair: Pair, others: Sequence[Pair]) -> tuple[float, int]:
-    """The variance on logarithms, and its degrees of freedom."""
-    if not others:
-        return pair.spread, pair.freedom
-    usual = median(one.spread / _median_share(one.freedom) for one in others)
-    borrowed = min(BORROWED_FREEDOM, sum(one.freedom for one in others))
-    freedom = pair.freedom + borrowed
-    return max(pair.spread, (pair.spread * pair.freedom + usual * borrowed) / freedom), freedom
 
 
 def _median_share(freedom: int) -> float:
@@ -390,6 +394,9 @@ def _show_closest(found: Comparison, console: Console) -> None:
         console.print(escape(text), soft_wrap=True)
 
 
+FIRST_VALUE = 4  # of the columns below: the ones before are names
+
+
 def _show_changes(changes: Sequence[Change], verdict: Verdict, style: str, console: Console) -> None:
     columns: list[tuple[str, Callable[[Change], str]]] = [
         ("scenario", lambda change: change.place.scenario),
@@ -404,7 +411,8 @@ def _show_changes(changes: Sequence[Change], verdict: Verdict, style: str, conso
     ]
     shown = table.new_table()
     for at, (title, _) in enumerate(columns):
-        table.add_column(shown, f"{verdict.value.upper()}\n{title}" if at == 0 else title, right=at > 3)
+        heading = f"{verdict.value.upper()}\n{title}" if at == 0 else title
+        table.add_column(shown, heading, right=at >= FIRST_VALUE, wraps=at < FIRST_VALUE)
     # Ours first, then the greatest change.
     for change in sorted(changes, key=lambda one: (one.place.side != STALECAST, -abs(math.log(one.factor)))):
         ours = change.place.side == STALECAST

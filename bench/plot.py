@@ -108,6 +108,7 @@ class Chart:
     alt: str  # for those who do not see it
     shows: Mapping[str, str]  # a figure of each scenario; drawn of those that have it
     draw: Callable[[Mapping[str, Result], Scheme], Figure]
+    of_histograms: bool = False
 
 
 def plot_all(results: Mapping[str, Result], folder: Path) -> list[Path]:
@@ -146,7 +147,11 @@ def shown_in(chart: Chart, results: Mapping[str, Result]) -> list[str]:
     return [
         name
         for name, figure in chart.shows.items()
-        if name in results and any(figure in leg.figures for leg in results[name].legs)
+        if name in results
+        and any(
+            figure in leg.figures and (leg.histogram is not None or not chart.of_histograms)
+            for leg in results[name].legs
+        )
     ]
 
 
@@ -546,6 +551,7 @@ LATENCY = Chart(
     "Percentiles of the latency of one event for each side, one panel for each number of subscribers",
     {"latency": "p50_ms"},
     _draw_latency,
+    of_histograms=True,
 )
 SCALE = Chart(
     "scale",

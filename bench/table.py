@@ -29,6 +29,7 @@ from bench import figures
 from bench.figures import LIMIT, STALECAST, Row
 from bench.results import Result
 
+LEAST_COLUMNS = 110  # in less the figures themselves would be folded
 ENDLESS_COLUMNS = 10_000  # a file or a pipe has no edge at which to cut
 NOTHING = ""
 RATIOS_ARE = (
@@ -38,18 +39,20 @@ S_PER_MINUTE = 60
 
 
 def console_for(stream: TextIO | None = None) -> Console:
-    """Without a terminal: no colours, and nothing is cut."""
+    """Without a terminal: no colours, and nothing is cut. In a narrow one the terminal itself wraps lines."""
     found = Console(file=stream, highlight=False)
-    return found if found.is_terminal else Console(file=stream, highlight=False, width=ENDLESS_COLUMNS)
+    if not found.is_terminal:
+        return Console(file=stream, highlight=False, width=ENDLESS_COLUMNS)
+    return Console(file=stream, highlight=False, width=max(found.width, LEAST_COLUMNS))
 
 
 def new_table() -> Table:
     return Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
 
 
-def add_column(table: Table, title: str, *, right: bool = False) -> None:
-    """In a narrow terminal a column wraps; it never ends in dots."""
-    table.add_column(title, justify="right" if right else "left", overflow="fold")
+def add_column(table: Table, title: str, *, right: bool = False, wraps: bool = False) -> None:
+    """In a narrow terminal those that wrap give way; none ends in dots."""
+    table.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=not wraps)
 
 
 # -- one result
@@ -104,12 +107,12 @@ def _ratio_table(scenario: str, rows: Sequence[Row]) -> Table:
     columns = [(ratio, name) for ratio in (_over_limit, _ours_over) for name in headline]
     columns = [(ratio, name) for ratio, name in columns if any(name in ratio(row) for row in rows)]
     table = new_table()
-    add_column(table, "ratios")
+    add_column(table, "ratios", wraps=True)
     add_column(table, "side")
     for ratio, name in columns:
         title = "x limit" if ratio is _over_limit else "ours/its"
         add_column(table, f"{_two_lines(figures.figure(name).label)}\n{title}", right=True)
-    add_column(table, "remark")
+    add_column(table, "remark", wraps=True)
     for row, size in _with_sizes(row for row in rows if row.over_limit or row.stalecast_over):
         found = [ratio(row).get(name) for ratio, name in columns]
         cells = [NOTHING if value is None else figures.ratio_text(value) for value in found]
@@ -129,7 +132,7 @@ def _absolute_table(rows: Sequence[Row]) -> Table:
     found = {name for row in rows for name in row.figures}
     names = [name for name in figures.FIGURES if name in found] + sorted(found - set(figures.FIGURES))
     table = new_table()
-    add_column(table, "absolute")
+    add_column(table, "absolute", wraps=True)
     add_column(table, "side")
     for name in names:
         known = figures.figure(name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from bench.processes import Server
+from bench.processes import SERVER_CPU, Server, free_port
 from bench.publisher import DEFAULT_REASON, Publisher, RedisPublisher
 
 PIP_INSTALL = "pip install --require-hashes -r requirements-bench.txt"
@@ -46,3 +49,23 @@ class Side(ABC):
 
     def publisher(self, redis_url: str, server: Server, reason: bytes = DEFAULT_REASON) -> Publisher:
         return RedisPublisher(redis_url, reason)
+
+
+class PythonPeer(Side):
+    """One whose server is a module of ours that takes --port, --redis-url and --heartbeat-s."""
+
+    install = PIP_INSTALL
+    module: ClassVar[str]
+    packages: ClassVar[Mapping[str, str]]  # import names by the names that they are installed under
+
+    def missing(self) -> str | None:
+        absent = [package for package, name in self.packages.items() if find_spec(name) is None]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+    def versions(self) -> dict[str, str]:
+        return {package: metadata.version(package) for package in self.packages}
+
+    def start(self, redis_url: str, folder: Path, heartbeat_s: int = HEARTBEAT_S) -> Server:
+        port = free_port()
+        arguments = ["--port", str(port), "--redis-url", redis_url, "--heartbeat-s", str(heartbeat_s)]
+        return Server(self.name, port, [sys.executable, "-m", self.module, *arguments], {}, SERVER_CPU)
