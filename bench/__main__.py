@@ -30,7 +30,12 @@ EXIT_NOT_MEASURED = 2
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if unknown := set(options.scenario) - {*SCENARIOS, "all"}:
+        parser.error(f"no scenario is called {sorted(unknown)[0]!r}: {', '.join(SCENARIOS)} or all")
+    if not options.scenario and not options.plot:
+        parser.error("name a scenario, or ask for --plot of what is in the results folder")
     folder: Path = options.results or (QUICK_FOLDER if options.quick else RESULTS_FOLDER)
     names = list(SCENARIOS) if "all" in options.scenario else options.scenario
     status = 0
@@ -69,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="Measures Stalecast beside what else one could use."
     )
-    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, "all"], default=[])
+    names = [*SCENARIOS, "all"]
+    # Not as `choices`: with those, argparse refuses to be given no name at all.
+    parser.add_argument("scenario", nargs="*", metavar="NAME", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help="small counts: checks promises, not speed")
     parser.add_argument("--rounds", type=int, help=f"visits to each side, in turn ({DEFAULT_ROUNDS})")
     parser.add_argument("--sides", help="only these: " + ",".join(side.name for side in SIDES))

@@ -184,7 +184,7 @@ def _panels(
 ) -> list[list[Axes]]:
     """A grid of axes, each with the same room around it: `right_in` for names, `below_in` for ticks."""
     height_in = drawn.get_figheight()
-    left_in, above_in = 0.6, 0.34
+    left_in, above_in = 0.7, 0.34
     cell_width_in, cell_height_in = WIDTH_IN / columns, (height_in - top_in) / rows
     grid: list[list[Axes]] = []
     for row in range(rows):
@@ -280,7 +280,8 @@ def _start(block: Sequence[float], gap: float) -> float:
     return sum(block) / len(block) - gap * (len(block) - 1) / 2
 
 
-LOG_SUBS = {8: (1, 1.5, 2, 3, 5, 7), 300: (1, 2, 5), float("inf"): (1,)}  # by highest over lowest
+# By highest over lowest.
+LOG_SUBS = {8: (1, 1.5, 2, 3, 5, 7), 300: (1, 2, 5), 3000: (1, 3), float("inf"): (1,)}
 
 
 def _plain(value: float, _position: int = 0) -> str:
