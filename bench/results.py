@@ -65,5 +65,5 @@ def read(path: Path) -> Result:
         found["legs"] = [Leg(**leg) for leg in found["legs"]]
         found["skipped"] = [Skipped(**skipped) for skipped in found["skipped"]]
         return Result(**found)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnreadableResult(f"{path}: not a result of this bench ({error!r})") from error

@@ -238,6 +238,7 @@ def test_a_result_survives_its_file(tmp_path):
     [
         "",
         "[]",
+        "3",
         "{}",
         '{"format": 99}',
         '{"format": 1, "scenario": "latency"}',
