@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from app import __version__
 from bench.peers.side import HEARTBEAT_S, Side
 from bench.processes import SERVER_CPU, Server, free_port
 
 # Stalecast listens before it serves: connections wait, and would count as slow.
 READY_PATH = "/readyz"
-VERSIONED = ("stalecast", "trio", "hypercorn", "quart", "quart-trio", "h11", "hiredis")
+VERSIONED = ("trio", "hypercorn", "quart", "quart-trio", "h11", "hiredis")
 
 
 class Stalecast(Side):
@@ -27,7 +28,7 @@ class Stalecast(Side):
         return None  # the bench is part of it
 
     def versions(self) -> dict[str, str]:
-        return {name: metadata.version(name) for name in VERSIONED}
+        return {"stalecast": __version__, **{name: metadata.version(name) for name in VERSIONED}}
 
     def start(
         self,
