@@ -1,0 +1,40 @@
+// Generated from `stalecast schema` by `npm run generate`: change app/contracts.py, not this file.
+
+/**
+ * The JSON in the data field of each Server-Sent Event.
+ */
+export type SseEnvelope = ArgumentUpdatedEnvelope | ReloadRequiredEnvelope;
+
+export interface ArgumentUpdatedEnvelope {
+	event: 'argument_updated';
+	data: Invalidation;
+}
+/**
+ * The data of an event: which thing is stale and why. Never the thing itself.
+ */
+export interface Invalidation {
+	/**
+	 * Which resource went stale.
+	 */
+	id: string | number;
+	/**
+	 * Why, as a short word the client may branch on.
+	 */
+	reason: string;
+}
+export interface ReloadRequiredEnvelope {
+	event: 'reload_required';
+	data: ReloadData;
+}
+/**
+ * The data of `reload_required`: no id, because everything of the topic may be stale.
+ */
+export interface ReloadData {
+	/**
+	 * `trimmed`, `overflow`, `invalid_id`, or a producer's own word.
+	 */
+	reason: string;
+}
+
+/** The data of each event, by its name. */
+export type ServerEvents = { [E in SseEnvelope as E['event']]: E['data'] };

@@ -1,0 +1,38 @@
+/**
+ * Fetches that were under way when their query went stale.
+ *
+ * Such a fetch may bring what was read before the change, and its success makes the query count as fresh: the
+ * invalidation would be lost (TanStack/query #8530, #11526). The same happens when a fetch is cancelled and the
+ * query goes back to what it was before. So each of these queries is invalidated once more when that fetch
+ * settles, unless another one has begun meanwhile.
+ */
+
+import type { Query } from '@tanstack/react-query';
+
+export class Race {
+	#fetches = new Map<Query, Promise<unknown>>();
+
+	/** `lost` is called when the query was invalidated once more. */
+	constructor(private readonly lost: (query: Query) => void) {}
+
+	/** The query is being invalidated now. */
+	watch(query: Query): void {
+		const { promise } = query;
+		if (query.state.fetchStatus === 'idle' || !promise || this.#fetches.get(query) === promise) return;
+		this.#fetches.set(query, promise);
+		const settled = () => {
+			if (this.#fetches.get(query) !== promise) return;
+			this.#fetches.delete(query);
+			// Another promise: a fetch that began after the event replaced this one.
+			if (query.promise && query.promise !== promise) return;
+			query.invalidate();
+			this.lost(query);
+		};
+		promise.then(settled, settled);
+	}
+
+	/** Whether what the query holds now, or gets next, may be older than the last event. */
+	isOpen(query: Query): boolean {
+		return this.#fetches.has(query);
+	}
+}

@@ -1,0 +1,2 @@
+export { useSSE, useSSEStatus } from './hooks.js';
+export { SSEProvider, useSSEClient } from './provider.js';

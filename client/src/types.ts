@@ -1,0 +1,13 @@
+/** Which events there are: the server's own, or those that an application registers. */
+
+import type { ServerEvents } from './generated/events.js';
+
+/**
+ * To have your own events typed everywhere, generate them from `stalecast schema` and register them:
+ *
+ *     declare module 'stalecast-client' { interface Register { events: MyEvents } }
+ */
+// oxlint-disable-next-line typescript/no-empty-object-type: there to be merged with
+export interface Register {}
+
+export type RegisteredEvents = Register extends { events: infer E extends Record<string, unknown> } ? E : ServerEvents;

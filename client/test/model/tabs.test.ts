@@ -1,0 +1,92 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { Browser, Clock, Server } from './world.js';
+
+const ITEMS = ['a', 'b', 'c', 'd'];
+/** Steals, reconnects and catching up, all at their slowest, each more than once. */
+const REST_MS = 240_000;
+
+type Step =
+	| { do: 'event'; item: string }
+	| { do: 'wait'; ms: number }
+	| { do: 'drop' | 'down' | 'up' | 'wipe' }
+	| { do: 'trim'; keep: number }
+	| { do: 'freeze'; tab: number; warned: boolean }
+	| { do: 'thaw'; tab: number; keeps: boolean }
+	| { do: 'show'; tab: number; hidden: boolean }
+	| { do: 'kill' | 'poll'; tab: number }
+	| { do: 'killLeader' }
+	| { do: 'open' };
+
+const tab = fc.nat(6);
+const step: fc.Arbitrary<Step> = fc.oneof(
+	{ weight: 8, arbitrary: fc.record({ do: fc.constant('event' as const), item: fc.constantFrom(...ITEMS) }) },
+	{ weight: 6, arbitrary: fc.record({ do: fc.constant('wait' as const), ms: fc.constantFrom(0, 1, 20, 700, 3000, 20_000) }) },
+	{ weight: 3, arbitrary: fc.record({ do: fc.constantFrom('drop' as const, 'down' as const, 'up' as const) }) },
+	{ weight: 1, arbitrary: fc.record({ do: fc.constant('wipe' as const) }) },
+	{ weight: 2, arbitrary: fc.record({ do: fc.constant('trim' as const), keep: fc.nat(3) }) },
+	{ weight: 3, arbitrary: fc.record({ do: fc.constant('freeze' as const), tab, warned: fc.boolean() }) },
+	{ weight: 3, arbitrary: fc.record({ do: fc.constant('thaw' as const), tab, keeps: fc.boolean() }) },
+	{ weight: 2, arbitrary: fc.record({ do: fc.constant('show' as const), tab, hidden: fc.boolean() }) },
+	{ weight: 1, arbitrary: fc.record({ do: fc.constantFrom('kill' as const, 'poll' as const), tab }) },
+	{ weight: 2, arbitrary: fc.record({ do: fc.constant('killLeader' as const) }) },
+	{ weight: 1, arbitrary: fc.record({ do: fc.constant('open' as const) }) },
+);
+
+async function play(seed: number, tabs: number, steps: Step[], plant?: (browser: Browser) => void) {
+	const clock = new Clock();
+	const server = new Server(clock);
+	for (const item of ITEMS) server.database.set(item, 0);
+	let state = seed;
+	// A generator of our own: fast-check shrinks the steps, not the draws.
+	const random = () => {
+		state = (state * 1_103_515_245 + 12_345) % 2 ** 31;
+		return state / 2 ** 31;
+	};
+	const browser = new Browser(clock, server, random);
+	plant?.(browser);
+	for (let count = 0; count < tabs; count++) browser.open();
+	for (const step of steps) {
+		const chosen = 'tab' in step ? browser.living[step.tab % Math.max(1, browser.living.length)] : undefined;
+		if (step.do === 'event') server.change(step.item);
+		else if (step.do === 'wait') await clock.advance(step.ms);
+		else if (step.do === 'drop') server.cutLines();
+		else if (step.do === 'down') server.down();
+		else if (step.do === 'up') server.up();
+		else if (step.do === 'wipe') server.wipe();
+		else if (step.do === 'trim') server.trim(step.keep);
+		else if (step.do === 'open') browser.open();
+		else if (step.do === 'freeze') chosen?.freeze(step.warned);
+		else if (step.do === 'thaw') chosen?.thaw(step.keeps);
+		else if (step.do === 'show') chosen?.show(step.hidden);
+		else if (step.do === 'poll') chosen && (chosen.client.mode = chosen.client.mode === 'auto' ? 'poll' : 'auto');
+		else if (step.do === 'kill') chosen?.kill();
+		else browser.living.find((one) => one.client.role === 'leader')?.kill();
+		await clock.settle();
+	}
+	server.up();
+	for (const one of browser.living) one.thaw(true);
+	await clock.advance(REST_MS);
+	return { browser, server };
+}
+
+const scenario = [fc.nat(), fc.integer({ min: 1, max: 5 }), fc.array(step, { maxLength: 40, size: 'max' })] as const;
+const runs = Number(process.env.MODEL_RUNS ?? 300);
+
+test('every tab ends equal to the server, with one stream in all', async () => {
+	await fc.assert(
+		fc.asyncProperty(...scenario, async (seed, tabs, steps) => {
+			const { browser, server } = await play(seed, tabs, steps);
+			for (const one of browser.living) {
+				expect([...one.cache]).toEqual([...server.database]);
+				expect(one.client.readyState).toBe(1);
+			}
+			const streams = browser.living.filter((one) => one.client.status === 'live').length;
+			expect(browser.living.length ? streams + Number(browser.living.every((one) => one.client.mode === 'poll')) : 1).toBe(1);
+			for (const one of browser.living) one.kill();
+			await browser.clock.settle();
+			expect(server.connections).toBe(0);
+		}),
+		{ numRuns: runs },
+	);
+}, 240_000);
