@@ -1,0 +1,382 @@
+/**
+ * A deployment on this machine: Redis, Stalecast, the application with its database, a proxy, and Chromium.
+ *
+ * Everything that is started here is ended here, by its own process.
+ */
+
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer, type IncomingMessage, request as httpRequest, type Server, type ServerResponse } from 'node:http';
+import { createServer as createTcpServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type Browser, type BrowserContext, chromium, type Page } from 'playwright-core';
+import { createClient } from 'redis';
+import { build } from 'vite';
+import type { PageConfig } from './page/main.js';
+
+const CLIENT = fileURLToPath(new URL('../..', import.meta.url));
+const PROJECT = fileURLToPath(new URL('../../..', import.meta.url));
+export const PYTHON = process.env.STALECAST_PYTHON ?? join(PROJECT, '.venv/bin/python');
+export const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
+const NGINX = ['/usr/sbin/nginx', '/usr/local/sbin/nginx', '/usr/bin/nginx'].find(existsSync);
+const REDIS = ['/usr/bin/redis-server', '/usr/local/bin/redis-server'].find(existsSync);
+const START_MS = 20_000;
+const POLL_MS = 20;
+
+/** What is missing for these tests, if anything. */
+export const missing = [
+	!existsSync(PYTHON) && `${PYTHON} (make .venv/.dev)`,
+	!existsSync(CHROMIUM) && 'chromium',
+	!NGINX && 'nginx',
+	!REDIS && 'redis-server',
+].filter(Boolean);
+
+export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Polls in real time; the error says what was waited for and, by `last`, what was seen instead. */
+export async function waitUntil(what: string, check: () => unknown, ms = START_MS, last?: () => unknown): Promise<void> {
+	const end = Date.now() + ms;
+	for (;;) {
+		if (await check()) return;
+		if (Date.now() > end) throw new Error(`not within ${ms} ms: ${what}; ${JSON.stringify(await last?.())}`);
+		await sleep(POLL_MS);
+	}
+}
+
+export async function freePort(): Promise<number> {
+	const server = createTcpServer();
+	await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+	const { port } = server.address() as { port: number };
+	await new Promise((resolve) => server.close(resolve));
+	return port;
+}
+
+export class Service {
+	#child: ChildProcess | undefined;
+
+	constructor(
+		private readonly name: string,
+		private readonly folder: string,
+		private readonly command: string[],
+		private readonly env: Record<string, string>,
+		private readonly isReady: () => Promise<boolean>,
+	) {}
+
+	async start(): Promise<void> {
+		const log = openSync(join(this.folder, `${this.name}.log`), 'a');
+		const [program, ...given] = this.command;
+		const child = spawn(program!, given, {
+			cwd: this.folder,
+			env: { PATH: process.env.PATH, HOME: this.folder, ...this.env },
+			stdio: ['ignore', log, log],
+		});
+		this.#child = child;
+		await waitUntil(`${this.name} is ready`, () => {
+			if (child.exitCode !== null) throw new Error(`${this.name} ended:\n${this.output()}`);
+			return this.isReady();
+		});
+	}
+
+	output(): string {
+		return readFileSync(join(this.folder, `${this.name}.log`), 'utf8').slice(-4000);
+	}
+
+	signal(signal: NodeJS.Signals): void {
+		this.#child?.kill(signal);
+	}
+
+	async stop(signal: NodeJS.Signals): Promise<void> {
+		const child = this.#child;
+		this.#child = undefined;
+		if (!child || child.exitCode !== null || child.signalCode !== null) return;
+		const ended = new Promise((resolve) => child.once('exit', resolve));
+		child.kill(signal);
+		await ended;
+	}
+}
+
+const answers = async (url: string): Promise<boolean> => {
+	try {
+		return (await fetch(url)).status < 500;
+	} catch {
+		return false;
+	}
+};
+
+/** How a proxy in front of Stalecast treats its streams. */
+export type Proxying = 'passing' | 'holding';
+
+let pageFolder: Promise<string> | undefined;
+
+/** Built once for all tests of a file. */
+function buildPage(): Promise<string> {
+	pageFolder ??= (async () => {
+		const outDir = mkdtempSync(join(tmpdir(), 'stalecast-page-'));
+		process.on('exit', () => rmSync(outDir, { recursive: true, force: true }));
+		await build({
+			configFile: false,
+			logLevel: 'error',
+			root: join(CLIENT, 'test/browser/page'),
+			resolve: {
+				alias: [
+					{ find: /^stalecast-client$/, replacement: join(CLIENT, 'src/index.ts') },
+					{ find: /^stalecast-client\/(.*)$/, replacement: join(CLIENT, 'src/$1/index.ts') },
+				],
+			},
+			build: { outDir, emptyOutDir: true, target: 'es2022' },
+		});
+		return outDir;
+	})();
+	return pageFolder;
+}
+
+export class World {
+	readonly topic = '42';
+	readonly database = new Map<string, number>();
+	/** Requests for items: which page, which item, when it was answered. */
+	readonly fetches: { page: string; item: string; at: number }[] = [];
+	/** Called before an item is answered, after its version was read. */
+	beforeAnswer: (page: string, item: string) => Promise<void> | void = () => {};
+	/** Which bearer token the application lets through to streams; any, if undefined. */
+	validToken: string | undefined;
+	browser!: Browser;
+	stalecast!: Service;
+	nginx: Service | undefined;
+	stalecastUrl!: string;
+	siteUrl!: string;
+	nginxUrl = '';
+	#folder = mkdtempSync(join(tmpdir(), 'stalecast-test-'));
+	#redis!: Service;
+	#publisher!: ReturnType<typeof createClient>;
+	#site!: Server;
+	#context: BrowserContext | undefined;
+	#proxied = new Set<ServerResponse>();
+
+	async start(settings: Record<string, string> = {}): Promise<void> {
+		const redisPort = await freePort();
+		const redisUrl = `redis://127.0.0.1:${redisPort}`;
+		const redis = [REDIS!, '--port', `${redisPort}`, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'];
+		this.#publisher = createClient({ url: redisUrl });
+		this.#publisher.on('error', () => {});
+		this.#redis = new Service('redis', this.#folder, redis, {}, async () => {
+			try {
+				if (!this.#publisher.isOpen) await this.#publisher.connect();
+				return (await this.#publisher.ping()) === 'PONG';
+			} catch {
+				return false;
+			}
+		});
+		await this.#redis.start();
+		const port = await freePort();
+		this.stalecastUrl = `http://127.0.0.1:${port}`;
+		this.stalecast = new Service(
+			'stalecast',
+			this.#folder,
+			[PYTHON, '-m', 'app', 'serve', '--port', `${port}`],
+			{
+				PYTHONPATH: PROJECT,
+				REDIS_URL: redisUrl,
+				STALECAST_RETRY_MS: '200',
+				STALECAST_DRAIN_S: '1',
+				STALECAST_HEARTBEAT_INTERVAL_S: '1',
+				...settings,
+			},
+			() => answers(`${this.stalecastUrl}/readyz`),
+		);
+		await this.stalecast.start();
+		const folder = await buildPage();
+		this.#site = createServer((request, response) => this.#serve(folder, request, response));
+		await new Promise<void>((resolve) => this.#site.listen(0, '127.0.0.1', resolve));
+		this.siteUrl = `http://127.0.0.1:${(this.#site.address() as { port: number }).port}`;
+		this.browser = await chromium.launch({
+			executablePath: CHROMIUM,
+			args: [
+				'--no-sandbox',
+				'--disable-gpu',
+				'--disable-quic',
+				'--no-first-run',
+				'--disable-background-networking',
+				'--disable-component-update',
+				'--disable-sync',
+			],
+		});
+	}
+
+	async stop(): Promise<void> {
+		await this.browser?.close();
+		this.#site?.closeAllConnections();
+		this.#site?.close();
+		await this.nginx?.stop('SIGQUIT');
+		await this.stalecast?.stop('SIGKILL');
+		this.#publisher?.destroy();
+		await this.#redis?.stop('SIGTERM');
+		rmSync(this.#folder, { recursive: true, force: true });
+	}
+
+	/** nginx in front of Stalecast; called again, it changes how. */
+	async proxy(proxying: Proxying): Promise<void> {
+		const port = this.nginxUrl ? new URL(this.nginxUrl).port : await freePort();
+		const buffering =
+			proxying === 'holding'
+				? 'proxy_buffering on; proxy_ignore_headers X-Accel-Buffering; proxy_buffers 8 64k; proxy_buffer_size 64k;'
+				: 'proxy_buffering off;';
+		const file = join(this.#folder, 'nginx.conf');
+		writeFileSync(
+			file,
+			`daemon off; master_process off; pid ${this.#folder}/nginx.pid; error_log stderr;
+			events { worker_connections 512; }
+			http {
+				access_log off;
+				server {
+					listen 127.0.0.1:${port};
+					location / { proxy_pass ${this.stalecastUrl}; proxy_http_version 1.1; proxy_read_timeout 1h; ${buffering} }
+				}
+			}`,
+		);
+		this.nginxUrl = `http://127.0.0.1:${port}`;
+		await this.nginx?.stop('SIGTERM');
+		this.nginx = new Service('nginx', this.#folder, [NGINX!, '-p', this.#folder, '-c', file], {}, () =>
+			answers(`${this.nginxUrl}/healthz`),
+		);
+		await this.nginx.start();
+	}
+
+	/** Begin a test: no page is open, every item is at version 0. */
+	async reset(items: string[]): Promise<void> {
+		await this.#context?.close();
+		this.#context = await this.browser.newContext();
+		this.database.clear();
+		for (const item of items) this.database.set(item, 0);
+		this.fetches.length = 0;
+		this.beforeAnswer = () => {};
+		this.validToken = undefined;
+		await waitUntil('no stream is open', async () => (await this.gauge()) === 0);
+		await this.#publisher.del(`topic:events:${this.topic}`);
+	}
+
+	/** `url`: where the page finds Stalecast; `through`: by the site itself, which then checks the token. */
+	async open(config: Partial<PageConfig> & { name: string }, base = this.stalecastUrl): Promise<Page> {
+		const page = await this.#context!.newPage();
+		const full = { url: `${base}/v1/sse/${this.topic}`, items: [...this.database.keys()], ...config };
+		if (config.hasToken) await page.addInitScript(() => (window.token = () => sessionStorage.getItem('token') ?? 'first'));
+		await page.goto(`${this.siteUrl}/?config=${encodeURIComponent(JSON.stringify(full))}`);
+		return page;
+	}
+
+	/** Change an item in the database, and say so. */
+	async update(item: string): Promise<void> {
+		this.database.set(item, (this.database.get(item) ?? 0) + 1);
+		await this.publish({ event: 'argument_updated', data: { id: item, reason: 'edited' } });
+	}
+
+	async publish(envelope: object): Promise<string> {
+		const payload = JSON.stringify(envelope);
+		return (await this.#publisher.sendCommand([
+			'XADD', `topic:events:${this.topic}`, 'MAXLEN', '~', '1000', '*', 'payload', payload,
+		])) as unknown as string;
+	}
+
+	/** Keep the newest `keep` events only. */
+	async trim(keep: number): Promise<void> {
+		await this.#publisher.sendCommand(['XTRIM', `topic:events:${this.topic}`, 'MAXLEN', '=', `${keep}`]);
+	}
+
+	/** Clients that the server counts; -1 while it is down. */
+	async gauge(): Promise<number> {
+		try {
+			return ((await (await fetch(`${this.stalecastUrl}/readyz`)).json()) as { clients: number }).clients;
+		} catch {
+			return -1;
+		}
+	}
+
+	/** What the page shows, as the database would have it. */
+	async shown(page: Page): Promise<Record<string, number>> {
+		return page.$$eval('li', (elements) =>
+			Object.fromEntries(elements.map(({ dataset }) => [dataset.id, Number(dataset.version ?? -1)])),
+		);
+	}
+
+	async isEqual(page: Page): Promise<boolean> {
+		const shown = await this.shown(page);
+		return [...this.database].every(([item, version]) => shown[item] === version);
+	}
+
+	async waitEqual(pages: Page[], ms?: number): Promise<void> {
+		for (const page of pages) {
+			await waitUntil('the page shows the database', () => this.isEqual(page), ms, async () => ({
+				shown: await this.shown(page),
+				database: Object.fromEntries(this.database),
+				seen: await seen(page),
+			}));
+		}
+	}
+
+	async waitStatus(page: Page, ...statuses: string[]): Promise<void> {
+		await waitUntil(`the status is ${statuses}`, async () => statuses.includes(await status(page)), START_MS, () => seen(page));
+	}
+
+	/** Requests for each item by one page, from `since` on. */
+	counts(page: string, since = 0): Map<string, number> {
+		const counts = new Map<string, number>();
+		for (const fetch of this.fetches) {
+			if (fetch.page === page && fetch.at >= since) counts.set(fetch.item, (counts.get(fetch.item) ?? 0) + 1);
+		}
+		return counts;
+	}
+
+	/** Cut every stream that goes through the site. */
+	cutProxied(): void {
+		for (const response of this.#proxied) response.destroy();
+	}
+
+	#serve(folder: string, request: IncomingMessage, response: ServerResponse): void {
+		const url = new URL(request.url!, 'http://site');
+		const item = /^\/api\/items\/([^/]+)$/.exec(url.pathname)?.[1];
+		if (item !== undefined) void this.#answerItem(url.searchParams.get('page') ?? '', item, response);
+		else if (url.pathname.startsWith('/v1/')) this.#forward(request, response);
+		else {
+			const file = join(folder, url.pathname === '/' ? 'index.html' : url.pathname);
+			if (!existsSync(file)) return void response.writeHead(404).end();
+			const type = file.endsWith('.js') ? 'text/javascript' : 'text/html; charset=utf-8';
+			response.writeHead(200, { 'Content-Type': type }).end(readFileSync(file));
+		}
+	}
+
+	async #answerItem(page: string, item: string, response: ServerResponse): Promise<void> {
+		const version = this.database.get(item);
+		await this.beforeAnswer(page, item);
+		this.fetches.push({ page, item, at: Date.now() });
+		response.writeHead(200, { 'Content-Type': 'application/json', 'Cache-Control': 'no-store' });
+		response.end(JSON.stringify({ version }));
+	}
+
+	/** As an application's gateway does that knows who may listen. */
+	#forward(request: IncomingMessage, response: ServerResponse): void {
+		if (this.validToken !== undefined && request.headers.authorization !== `Bearer ${this.validToken}`) {
+			return void response.writeHead(401, { 'WWW-Authenticate': 'Bearer' }).end('token expired');
+		}
+		const upstream = httpRequest(`${this.stalecastUrl}${request.url}`, { headers: request.headers }, (answer) => {
+			this.#proxied.add(response);
+			response.writeHead(answer.statusCode!, answer.headers);
+			response.flushHeaders();
+			answer.pipe(response);
+			answer.on('error', () => response.destroy());
+		});
+		upstream.on('error', () => (response.headersSent ? response.destroy() : response.writeHead(502).end()));
+		response.on('close', () => {
+			this.#proxied.delete(response);
+			upstream.destroy();
+		});
+		upstream.end();
+	}
+}
+
+export const status = (page: Page): Promise<string> => page.evaluate(() => window.sse.status);
+export const seen = (page: Page): Promise<Window['seen']> => page.evaluate(() => window.seen);
+
+/** The schema as the server prints it. */
+export const serverSchema = (): string =>
+	execFileSync(PYTHON, ['-m', 'app', 'schema'], { cwd: PROJECT, encoding: 'utf8' });
