@@ -36,11 +36,13 @@ _UNUSUAL: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """`last_event_id` is what the client sent, unparsed; None where it sent none."""
+    """`last_event_id` is what the client sent, unparsed; None where it sent none. `live`: whether it
+    goes on to follow once it has caught up."""
 
     topic_id: str
     last_event_id: str | None
     catchup: Catchup
+    live: bool
     origin: str | None
     user_agent: str
 
@@ -84,10 +86,14 @@ def read_stream_request(data: bytes) -> StreamRequest | NotRead:
     catchup = query.get("catchup", "all")
     if catchup != "all" and catchup != "compact":
         return NotRead.UNUSUAL
+    live = query.get("live", "true")
+    if live != "true" and live != "false":
+        return NotRead.UNUSUAL
     return StreamRequest(
         topic_id=line[1].decode("ascii"),
         last_event_id=choose_cursor(_text(fields.get(b"last-event-id")), query.get("lastEventId")),
         catchup=catchup,
+        live=live == "true",
         origin=_text(fields.get(b"origin")),
         user_agent=_text(fields.get(b"user-agent")) or "",
     )

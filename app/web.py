@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any, Final, Literal
+from typing import Any, Final, TypeVar
 
 import structlog
 from pydantic import BaseModel, Field, RootModel
@@ -38,7 +38,7 @@ from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services
 from app.serving import Begin, EventStream, StreamConnection, offer_streams
 from app.settings import Settings
-from app.stream_request import PATH_PREFIX, StreamRequest, choose_cursor
+from app.stream_request import PATH_PREFIX, Catchup, StreamRequest, choose_cursor
 from app.streams import sse
 from app.streams.hub import HubFull
 from app.streams.reading import read_newest
@@ -59,13 +59,21 @@ BODY_OVERHEAD: Final = 4
 
 _log = structlog.get_logger("stalecast.web")
 
+Choice = TypeVar("Choice", bound=str)
+
 
 class StreamQuery(BaseModel):
     lastEventId: str | None = Field(  # noqa: N815 the name is the wire's
         None, description="Where to resume, for a page's first connect. The header Last-Event-ID wins."
     )
-    catchup: Literal["all", "compact"] = Field(
+    catchup: Catchup = Field(
         "all", description="`compact` replays only the newest event of each (event, id)."
+    )
+    live: bool = Field(
+        True,
+        description="`false` ends the response where it would go live. Ask again from the last `id:` that it "
+        "brought: nothing is skipped. A response without an `id:` (the server drains, is full, or cannot "
+        "read the topic) leaves the cursor where it was.",
     )
 
 
@@ -189,7 +197,9 @@ class Streams:
     async def open(self, asked: StreamRequest, begin: Begin) -> Subscriber | None:
         """Raises InvalidTopicId."""
         try:
-            subscriber = Subscriber(self._hub, asked.topic_id, asked.last_event_id, begin, asked.catchup)
+            subscriber = Subscriber(
+                self._hub, asked.topic_id, asked.last_event_id, begin, asked.catchup, live=asked.live
+            )
         except HubFull as error:
             _log.warning("stream_refused", error=str(error))
             wire = await begin(sse.retry_block(FULL_RETRY_MS))
@@ -217,19 +227,16 @@ def _add_stream_routes(app: QuartTrio, services: Services, streams: Streams) -> 
 
         Without Last-Event-ID the stream starts at the newest event. With it, exactly what was appended after
         it follows, or `reload_required` if that cannot be proven complete. The first block sets the last
-        event id.
+        event id. With `live=false` the response ends once that is told.
         """
         stream_key(topic_id)  # an invalid topic id is refused before anything is promised
         if request.method == "HEAD":
             return Response(b"", headers=STREAM_HEADERS)
-        catchup = request.args.get("catchup", "all")
-        if catchup != "all" and catchup != "compact":
-            raise HttpError(
-                HTTPStatus.UNPROCESSABLE_ENTITY, f"catchup={catchup[:40]!r}: use `all` or `compact`"
-            )
+        catchup: Catchup = _choose("catchup", "all", "compact")
+        live = _choose("live", "true", "false") == "true"
         cursor = choose_cursor(request.headers.get("Last-Event-ID"), request.args.get("lastEventId"))
         user_agent = request.headers.get("User-Agent", "")
-        asked = StreamRequest(topic_id, cursor, catchup, request.headers.get("Origin"), user_agent)
+        asked = StreamRequest(topic_id, cursor, catchup, live, request.headers.get("Origin"), user_agent)
         return EventStream(partial(streams.open, asked), STREAM_HEADERS)
 
     @app.get("/v1/topics/<topic_id>/cursor")
@@ -245,6 +252,15 @@ def _add_stream_routes(app: QuartTrio, services: Services, streams: Streams) -> 
         page = await read_newest(services.client, stream_key(topic_id), 0)
         answer = Cursor(topic=topic_id, cursor=str(page.stream.position))
         return answer.model_dump(), 200, {"Cache-Control": "no-store"}
+
+
+def _choose(name: str, default: Choice, other: Choice) -> Choice:
+    """What the query says. Raises HttpError for anything but these two."""
+    value = request.args.get(name, default)
+    for choice in (default, other):
+        if value == choice:
+            return choice
+    raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name}={value[:40]!r}: use `{default}` or `{other}`")
 
 
 def _add_publish_route(app: QuartTrio, services: Services) -> None:

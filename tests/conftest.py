@@ -354,12 +354,13 @@ class World:
         *,
         topic: str = "a",
         catchup: Catchup = "all",
+        live: bool = True,
         asgi: bool = False,
         stuck_timeout_s: float = 30.0,
     ) -> Any:
         """A browser whose stream runs in the world's nursery."""
         browser = self.create_browser(
-            cursor, topic=topic, catchup=catchup, asgi=asgi, stuck_timeout_s=stuck_timeout_s
+            cursor, topic=topic, catchup=catchup, live=live, asgi=asgi, stuck_timeout_s=stuck_timeout_s
         )
 
         async def run() -> None:
@@ -378,6 +379,7 @@ class World:
         *,
         topic: str = "a",
         catchup: Catchup = "all",
+        live: bool = True,
         asgi: bool = False,
         stuck_timeout_s: float = 30.0,
     ) -> Any:
@@ -385,7 +387,7 @@ class World:
         browser = (AsgiBrowser if asgi else SocketBrowser)(self, stuck_timeout_s)
         self.browsers.append(browser)
         browser.subscriber = Subscriber(
-            self.hub, topic, None if cursor is None else str(cursor), browser.begin, catchup
+            self.hub, topic, None if cursor is None else str(cursor), browser.begin, catchup, live=live
         )
         return browser
 

@@ -1544,3 +1544,146 @@ async def test_a_hook_sees_requests_for_streams(
         await connection.request("/v1/sse/a")
         assert (await connection.read_head())[0] == 401
     assert server.hub.clients == 0
+
+
+# -- an answer instead of a stream
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("query", "blocks"),
+    [
+        ("", "id: {newest}\n\n"),
+        ("&lastEventId={newest}", "id: {newest}\n\n"),
+        ("&lastEventId={first}", "id: {first}\n\n{a}{b}{again}"),
+        ("&lastEventId={first}&catchup=compact", "id: {first}\n\n{b}{again}"),
+        ("&lastEventId=1-1", "{trimmed}"),
+        ("&lastEventId=nonsense", "{invalid_id}"),
+    ],
+    ids=["no-cursor", "nothing-missed", "replay", "compact", "trimmed", "invalid-id"],
+)
+async def test_an_answer_ends_once_it_has_caught_up(
+    nursery: trio.Nursery,
+    settings: Callable[..., Settings],
+    publish: Callable[..., str],
+    way: tuple[str, ...],
+    query: str,
+    blocks: str,
+) -> None:
+    ids = {name: publish("a", name[0]) for name in ("first", "a", "b", "again")}
+    values = {"first": ids["first"], "newest": ids["again"]}
+    for name in ("a", "b", "again"):
+        payload = f'{{"event":"argument_updated","data":{{"id":"{name[0]}","reason":"edited"}}}}'
+        values[name] = f"id: {ids[name]}\ndata: {payload}\n\n"
+    for reason in ("trimmed", "invalid_id"):
+        payload = f'{{"event":"reload_required","data":{{"reason":"{reason}"}}}}'
+        values[reason] = f"id: {ids['again']}\ndata: {payload}\n\n"
+    server = await start_server(nursery, settings())
+    for _ in range(2):  # the second time the topic is open
+        async with await Connection.open(server) as connection:
+            await connection.request(f"/v1/sse/a?live=false{query.format(**values)}", *way)
+            status, headers = await connection.read_head()
+            assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+            answer = Follower(connection, headers)
+            await answer.wait_clean_end()
+            assert answer.body.decode() == "retry: 0\n\n" + blocks.format(**values)
+            await wait_clients(server, 0)
+            if way == DIRECT:
+                assert await connection.receive() == b"", "closed, as its head has said"
+            else:
+                await connection.request("/healthz")
+                assert (await connection.read_response())[0] == 200
+    await wait_until(lambda: _connections() == 0)
+
+
+@both_ways
+async def test_a_draining_server_answers_of_topics_that_it_knows(
+    nursery: trio.Nursery,
+    settings: Callable[..., Settings],
+    publish: Callable[..., str],
+    way: tuple[str, ...],
+) -> None:
+    cursor, newest = publish("a", "0"), publish("a", "1")
+    server = await start_server(nursery, settings())
+    async with follow(server, "a"):
+        await server.hub.drain(SOON_S)
+    for topic, ids in (("a", [cursor, newest]), ("b", [])):
+        async with await Connection.open(server) as connection:
+            await connection.request(f"/v1/sse/{topic}?live=false&lastEventId={cursor}", *way)
+            answer = Follower(connection, (await connection.read_head())[1])
+            retry, *messages = await answer.wait_clean_end()
+            assert (retry.retry_ms, retry.last_event_id) == (0, "")
+            assert [message.last_event_id for message in messages] == ids
+    await wait_clients(server, 0)
+
+
+@both_ways
+async def test_an_answer_waits_for_redis_with_its_head_sent(
+    nursery: trio.Nursery, settings: Callable[..., Settings], tmp_path: Path, way: tuple[str, ...]
+) -> None:
+    with run_redis(tmp_path) as redis:
+        server = await start_server(nursery, settings(redis_url=redis.url, first_bytes_timeout_s=0.05))
+        connection = await Connection.open(server)
+        with redis.paused():
+            await connection.request("/v1/sse/a?live=false", *way)
+            status, headers = await connection.read_head()
+            assert status == 200
+            assert await connection.read_chunk() == b"retry: 0\n\n"
+        async with connection:
+            (position,) = await Follower(connection, headers).wait_clean_end()
+            assert position.last_event_id
+        await wait_clients(server, 0)
+
+
+@both_ways
+async def test_an_answer_is_logged_as_answered(
+    nursery: trio.Nursery,
+    settings: Callable[..., Settings],
+    publish: Callable[..., str],
+    way: tuple[str, ...],
+) -> None:
+    publish("a")
+    server = await start_server(nursery, settings())
+    with capture_logs() as lines:
+        async with await Connection.open(server) as connection:
+            await connection.request("/v1/sse/a?live=false", *way)
+            await Follower(connection, (await connection.read_head())[1]).wait_clean_end()
+        await wait_clients(server, 0)
+    closed = [line for line in lines if line["event"] == "stream_closed"]
+    assert [line["outcome"] for line in closed] == ["answered"]
+
+
+async def test_every_way_brings_the_same_answer(
+    nursery: trio.Nursery,
+    settings: Callable[..., Settings],
+    certificate: Certificate,
+    publish: Callable[..., str],
+) -> None:
+    tls = {"tls_certfile": str(certificate.certfile), "tls_keyfile": str(certificate.keyfile)}
+    clear = await start_server(nursery, settings())
+    secure = await start_server(nursery, settings(**tls))
+    cursor = publish("a", "0")
+    publish("a", "missed")
+    path = f"/v1/sse/a?live=false&lastEventId={cursor}"
+    bodies: list[bytes] = []
+    for server, authority, version, way in (
+        (clear, None, "1.1", DIRECT),
+        (clear, None, "1.1", THROUGH_ASGI),
+        (clear, None, "1.0", DIRECT),
+        (secure, certificate, "1.1", DIRECT),
+    ):
+        async with await Connection.open(server, authority) as connection:
+            await connection.request(path, *way, version=version)
+            answer = Follower(connection, (await connection.read_head())[1])
+            await answer.wait_clean_end()
+            bodies.append(answer.body)
+    async with await Http2.open(secure, certificate) as client:
+        for _ in range(2):  # one connection brings as many as are asked for
+            stream_id = await client.request(path)
+            await client.receive_until(lambda stream_id=stream_id: stream_id in client.ended)
+            assert not client.closed
+            bodies.append(client.bodies[stream_id])
+    assert b"missed" in bodies[0]
+    assert set(bodies) == {bodies[0]}
+    for server in (clear, secure):
+        await wait_clients(server, 0)

@@ -20,7 +20,7 @@ from app.stream_request import LIMIT_BYTES, NotRead, StreamRequest, choose_curso
 from app.streams.ids import InvalidStreamId, StreamId
 from app.web import create_app
 
-PLAIN = StreamRequest("a", None, "all", None, "")
+PLAIN = StreamRequest("a", None, "all", True, None, "")
 
 
 def head(*fields: bytes, target: bytes = b"/v1/sse/a", host: bytes = b"Host: x") -> bytes:
@@ -44,7 +44,7 @@ GOOD = head(
 
 def test_a_browsers_request_is_read() -> None:
     assert read_stream_request(GOOD) == StreamRequest(
-        "user:1", "1-2", "compact", "https://app.example", "Mozilla/5.0 (X11; Linux x86_64)"
+        "user:1", "1-2", "compact", True, "https://app.example", "Mozilla/5.0 (X11; Linux x86_64)"
     )
 
 
@@ -80,6 +80,12 @@ def test_a_topic_id_is_taken_as_it_is(topic_id: str) -> None:
         (b"catchup=compact&catchup=x", {"catchup": "compact"}),
         (b"Catchup=x", {}),
         (b"lastEventId=1-2&catchup=compact", {"last_event_id": "1-2", "catchup": "compact"}),
+        (b"live=true", {}),
+        (b"live=false", {"live": False}),
+        (b"l%69ve=f%61lse", {"live": False}),
+        (b"live=false&live=x", {"live": False}),
+        (b"Live=false", {}),
+        (b"live=false&catchup=compact", {"live": False, "catchup": "compact"}),
     ],
 )
 def test_a_query_is_read_as_the_route_reads_it(query: bytes, changes: dict[str, Any]) -> None:
@@ -203,6 +209,12 @@ def test_a_host_may_stand_anywhere() -> None:
         pytest.param(b"GET /v1/sse/a?catchup HTTP/1.1", id="catchup-without-value"),
         pytest.param(b"GET /v1/sse/a?catchup=Compact HTTP/1.1", id="catchup-in-upper-case"),
         pytest.param(b"GET /v1/sse/a?catchup=x&catchup=all HTTP/1.1", id="catchup-twice"),
+        pytest.param(b"GET /v1/sse/a?live=x HTTP/1.1", id="live"),
+        pytest.param(b"GET /v1/sse/a?live= HTTP/1.1", id="empty-live"),
+        pytest.param(b"GET /v1/sse/a?live HTTP/1.1", id="live-without-value"),
+        pytest.param(b"GET /v1/sse/a?live=False HTTP/1.1", id="live-in-upper-case"),
+        pytest.param(b"GET /v1/sse/a?live=0 HTTP/1.1", id="live-as-a-number"),
+        pytest.param(b"GET /v1/sse/a?live=x&live=true HTTP/1.1", id="live-twice"),
     ],
 )
 def test_another_request_line_is_left_to_others(line: bytes) -> None:
@@ -306,14 +318,18 @@ FRAGMENTS = (
     b"\xa0", b"%", b"%00", b"%2e", b"%ff", b"+", b"?", b"&", b";", b"=", b"#", b"/", b"//", b"\\", b"@", b".",
     b"..", b",", b"Host: y\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n",
     b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n", b"Last-Event-ID: 7-7\r\n", b"lastEventId=8-8",
-    b"catchup=compact", b"catchup=", b"HTTP/1.0", b"HEAD", b"http://x",
+    b"catchup=compact", b"catchup=", b"live=false", b"live=", b"HTTP/1.0", b"HEAD", b"http://x",
 )  # fmt: skip
 _topics = st.from_regex(r"[A-Za-z0-9_.:~-]{1,16}", fullmatch=True).map(str.encode)
 _query_values = st.one_of(
-    st.sampled_from([b"", b"1-2", b"all", b"compact", b"1%2D2", b"a+b", b"%C3%A4", b"%e2%82", b"%"]),
+    st.sampled_from(
+        [b"", b"1-2", b"all", b"compact", b"true", b"false", b"1%2D2", b"a+b", b"%C3%A4", b"%e2%82", b"%"]
+    ),
     st.from_regex(rb"[!\"$-;=?-~]{0,8}", fullmatch=True),
 )
-_pairs = st.tuples(st.sampled_from([b"lastEventId", b"catchup", b"x", b"last%45ventId", b""]), _query_values)
+_pairs = st.tuples(
+    st.sampled_from([b"lastEventId", b"catchup", b"live", b"x", b"last%45ventId", b""]), _query_values
+)
 _queries = st.one_of(
     st.just(b""),
     st.lists(_pairs, max_size=4).map(lambda pairs: b"?" + b"&".join(b"%b=%b" % pair for pair in pairs)),
@@ -357,8 +373,8 @@ def mutate(data: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
 @given(_good_heads)
 def test_an_ordinary_request_is_nearly_always_read(data: bytes) -> None:
     """Or the comparison below would compare nothing."""
-    unread = b"sse/. " in data or b"sse/.?" in data or b"sse/.." in data or b"catchup" in data
-    assert unread or isinstance(read_stream_request(data), StreamRequest)
+    unread = (b"sse/. ", b"sse/.?", b"sse/..", b"catchup", b"live")
+    assert any(one in data for one in unread) or isinstance(read_stream_request(data), StreamRequest)
 
 
 @given(_good_heads, _changes, st.binary(max_size=20))

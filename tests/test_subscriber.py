@@ -1,9 +1,12 @@
 """One client: what it is told, from wherever it comes and whatever happens meanwhile."""
 
 import itertools
+from functools import partial
 
 import pytest
 import trio
+from conftest import Browser
+from structlog.testing import capture_logs
 
 from app.publish import InvalidTopicId
 from app.streams.hub import HubFull
@@ -575,6 +578,275 @@ async def test_a_cancelled_client_frees_everything(autojump_clock, make_world, a
 
     assert world.hub.statistics().clients == 0
     assert world.hub.statistics().live_clients == 0
+
+
+# -- answered without going live
+
+
+@pytest.mark.parametrize("window_limit_events", [0, 3, 50])
+@pytest.mark.parametrize("replay_page_events", [1, 4, 200])
+@pytest.mark.parametrize("catchup", ["all", "compact"])
+@pytest.mark.parametrize("opened_at", [0, 5, 8])
+async def test_an_answer_is_what_a_stream_sends_until_it_has_caught_up(
+    autojump_clock, make_world, asgi, window_limit_events, replay_page_events, catchup, opened_at
+):
+    world = await make_world(window_limit_events=window_limit_events, replay_page_events=replay_page_events)
+    appended = world.publish(*range(1, opened_at + 1))
+    await world.open()
+    appended += await world.publish_and_deliver(*range(opened_at + 1, 9))
+    appended += world.publish(9, resource="r7")  # which the hub has yet to read
+
+    for cursor in [None, "x", "3-5", "99-0", BEGINNING, *appended]:
+        stream = world.connect(cursor, catchup=catchup, asgi=asgi)
+        await world.settle()
+        answer = world.connect(cursor, catchup=catchup, live=False, asgi=asgi)
+        await world.settle()
+        assert stream.ended_cleanly is None
+        assert answer.ended_cleanly is True
+        assert without_delays(answer.messages) == without_delays(stream.messages), cursor
+        assert len(answer.retries_ms) == 1
+        assert answer.position != ""
+        assert world.hub.statistics().clients == 1
+        stream.disconnect()
+        await world.settle()
+
+
+def without_delays(messages):
+    return [message._replace(retry_ms=None) for message in messages]
+
+
+async def test_an_answer_is_logged_as_such(autojump_clock, world, asgi):
+    world.publish(1, 2)
+    with capture_logs() as lines:
+        world.connect("1-0", live=False, asgi=asgi)
+        await world.settle()
+
+    assert [line["outcome"] for line in lines if line["event"] == "stream_closed"] == ["answered"]
+
+
+class Poller:
+    """Asks again and again, from where the last answer has left it; `told` is what all of them brought."""
+
+    def __init__(self, world, cursor, **how):
+        self.cursor = cursor
+        self.told = []
+        self._ask = partial(world.connect, live=False, **how)
+
+    async def ask(self):
+        answer = self._ask(self.cursor)
+        await trio.sleep(1)
+        assert answer.ended_cleanly is True
+        self.told += answer.told
+        self.cursor = answer.position or self.cursor
+
+    check_no_gap = Browser.check_no_gap
+
+
+@pytest.mark.parametrize("window_limit_events", [0, 50])
+@pytest.mark.parametrize("backlog_limit_events", [2, 256])
+@pytest.mark.parametrize("catchup", ["all", "compact"])
+@pytest.mark.parametrize("cursor", [None, "first", "middle", "newest", "origin"])
+async def test_polling_brings_an_event_of_any_moment_once(
+    autojump_clock, make_world, asgi, window_limit_events, backlog_limit_events, catchup, cursor
+):
+    """At the n-th thing that the first question waits for, three more events are appended and delivered."""
+    for moment in itertools.count():
+        world = await make_world(
+            window_limit_events=window_limit_events,
+            backlog_limit_events=backlog_limit_events,
+            replay_page_events=2,
+        )
+        if cursor == "origin":
+            await world.open()
+            (topic,) = world.tails.watched.values()
+            start = topic.position
+            appended = await world.publish_and_deliver(1, 2, 3, 4)
+        else:
+            appended = world.publish(1, 2, 3, 4)
+            start = {"first": at(1), "middle": at(3), "newest": at(4)}.get(cursor)
+        calls = itertools.count()
+        happened = False
+
+        async def happen(world=world, calls=calls, moment=moment, appended=appended) -> None:
+            nonlocal happened
+            await trio.lowlevel.checkpoint()
+            if next(calls) == moment:
+                happened = True
+                appended += world.publish(5, 6, 7)
+                await world.deliver()
+
+        poller = Poller(world, start, catchup=catchup, asgi=asgi)
+        world.client.at_await = happen
+        await poller.ask()
+        world.client.at_await = trio.lowlevel.checkpoint
+        if start is None:
+            assert poller.told == []
+            start = StreamId.parse(poller.cursor)
+        await poller.ask()
+        appended += await world.publish_and_deliver(8)
+        await poller.ask()
+
+        poller.check_no_gap(start, appended)
+        assert poller.cursor == "8-0"
+        assert not any("overflow" in told for told in poller.told)
+        if not happened:
+            assert moment > 1
+            return
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_polling_is_told_of_a_loss_at_any_moment(autojump_clock, make_world, asgi, forced):
+    for moment in itertools.count():
+        world = await make_world(replay_page_events=2, window_limit_events=0)
+        world.publish(1, 2, 3, 4)
+        await world.open()
+        calls = itertools.count()
+        happened = False
+
+        async def happen(world=world, calls=calls, moment=moment) -> None:
+            nonlocal happened
+            await trio.lowlevel.checkpoint()
+            if next(calls) == moment:
+                happened = True
+                world.client.at_await = trio.lowlevel.checkpoint
+                if forced:
+                    world.writer.flushall()
+                    world.publish(1)
+                else:
+                    world.publish(5, 6)
+                    world.writer.xtrim("topic:events:a", maxlen=1, approximate=False)
+                await world.lose(forced=forced)
+
+        poller = Poller(world, "2-0", asgi=asgi)
+        world.client.at_await = happen
+        await poller.ask()
+        world.client.at_await = trio.lowlevel.checkpoint
+        if not happened:
+            assert moment > 2
+            return
+        await poller.ask()
+        await world.publish_and_deliver(2 if forced else 7)
+        await poller.ask()
+
+        newest = "1-0" if forced else "6-0"
+        assert poller.told.count(f"{newest} trimmed") == 1, moment
+        assert poller.told[-1] == ("2-0 n2" if forced else "7-0 n7"), moment
+
+
+async def test_an_answer_does_not_wait_for_a_quiet_moment(autojump_clock, make_world, asgi):
+    world = await make_world(window_limit_events=0)
+    appended = world.publish(1, 2, 3)
+    await world.open()
+    numbers = iter(range(4, 1000))
+
+    async def publish_one() -> None:
+        await trio.lowlevel.checkpoint()
+        for number in itertools.islice(numbers, 1):
+            appended.extend(world.publish(number))
+            await world.deliver()
+
+    poller = Poller(world, "1-0", asgi=asgi)
+    world.client.at_await = publish_one
+    await poller.ask()
+    world.client.at_await = trio.lowlevel.checkpoint
+
+    assert next(numbers) < 100, "or it has waited until no more came"
+    await poller.ask()
+    poller.check_no_gap(at(1), appended)
+
+
+async def test_who_wants_an_answer_only_is_freed_wherever_it_leaves(autojump_clock, make_world, asgi):
+    for moment in itertools.count():
+        world = await make_world(replay_page_events=2, window_limit_events=0)
+        world.publish(*range(1, 6))
+        browser = world.connect("1-0", live=False, asgi=asgi)
+        for _ in range(moment):
+            await trio.lowlevel.checkpoint()
+        ended = browser.ended_cleanly
+
+        browser.disconnect()
+        await world.settle()
+
+        assert world.hub.statistics().clients == 0, moment
+        if ended:
+            assert moment > 5
+            return
+
+
+@pytest.mark.parametrize(("cursor", "told"), [(None, []), ("1-0", ["2-0 n2"])])
+async def test_without_redis_an_answer_begins_and_ends_when_it_is_back(
+    autojump_clock, world, asgi, cursor, told
+):
+    world.publish(1, 2)
+    world.client.away = True
+    answer = world.connect(cursor, live=False, asgi=asgi)
+    await trio.sleep(40)
+    assert len(answer.retries_ms) == 1
+    assert answer.comments >= 2
+    assert answer.position == ""
+    assert answer.ended_cleanly is None
+
+    world.client.away = False
+    await trio.sleep(5)
+
+    assert answer.ended_cleanly is True
+    assert answer.told == told
+    assert answer.position == "2-0"
+    assert len(answer.retries_ms) == 1
+
+
+@pytest.mark.parametrize(("cursor", "told"), [(None, []), ("1-0", ["2-0 n2"])])
+async def test_a_draining_server_answers_what_it_can(autojump_clock, world, asgi, cursor, told):
+    world.publish(1, 2)
+    await world.open()
+    await world.hub.drain(1)
+
+    answer = world.connect(cursor, live=False, asgi=asgi)
+    unknown = world.connect(cursor, topic="b", live=False, asgi=asgi)
+    await world.settle()
+
+    assert answer.ended_cleanly is unknown.ended_cleanly is True
+    assert answer.told == told
+    assert answer.position == "2-0"
+    # Nothing was said of the other topic, so its client's cursor stays.
+    assert (unknown.told, unknown.position) == ([], "")
+    assert len(answer.retries_ms) == len(unknown.retries_ms) == 1
+
+
+async def test_an_answer_that_a_drain_cuts_short_leaves_nothing_out(autojump_clock, make_world, asgi):
+    world = await make_world(replay_page_events=2, window_limit_events=0)
+    appended = world.publish(*range(1, 10))
+    await world.open()
+    calls = itertools.count()
+
+    async def go_away_later() -> None:
+        await trio.lowlevel.checkpoint()
+        if next(calls) == 5:
+            world.client.away = True
+
+    world.client.at_await = go_away_later
+    answer = world.connect("1-0", live=False, asgi=asgi)
+    await trio.sleep(5)
+    await world.hub.drain(1)
+    await trio.sleep(5)
+
+    assert answer.ended_cleanly is True
+    assert 0 < len(answer.told) < 8
+    last = StreamId.parse(answer.position)
+    answer.check_no_gap(at(1), [event_id for event_id in appended if event_id <= last])
+
+
+async def test_a_topic_that_redis_refuses_is_not_answered(autojump_clock, world, asgi):
+    world.writer.set("topic:events:a", "no stream")
+
+    with capture_logs() as lines:
+        answer = world.connect("1-0", live=False, asgi=asgi)
+        await world.settle()
+
+    assert answer.ended_cleanly is True
+    assert (answer.told, answer.position) == ([], "")
+    assert answer.retries_ms[-1] >= 10_000
+    assert [line["outcome"] for line in lines if line["event"] == "stream_closed"] == ["refused"]
 
 
 # -- Redis away

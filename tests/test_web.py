@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from html.parser import HTMLParser
@@ -258,18 +259,31 @@ def test_an_invalid_topic_is_refused_over_real_http(server: AppServer, topic: st
         assert stream.response.getheader("Content-Type") == "application/problem+json"
 
 
-async def test_an_unknown_catchup_is_refused(settings: MakeSettings) -> None:
-    response = await client_of(settings()).get("/v1/sse/a?catchup=x")
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("catchup=x", "catchup='x': use `all` or `compact`"),
+        ("live=x", "live='x': use `true` or `false`"),
+        ("live=", "live='': use `true` or `false`"),
+        ("live=False", "live='False': use `true` or `false`"),
+        ("live=" + "x" * 99, f"live='{'x' * 40}': use `true` or `false`"),
+    ],
+)
+async def test_an_unknown_value_in_the_query_is_refused(
+    settings: MakeSettings, query: str, detail: str
+) -> None:
+    response = await client_of(settings()).get(f"/v1/sse/a?{query}")
     assert response.status_code == 422
-    assert "`all` or `compact`" in (await problem(response))["detail"]
+    assert (await problem(response))["detail"] == detail
 
 
-def test_a_client_too_many_is_sent_away_to_retry(server: AppServer, producer: Producer) -> None:
+@pytest.mark.parametrize("query", ["", "?live=true", "?live=false"])
+def test_a_client_too_many_is_sent_away_to_retry(server: AppServer, producer: Producer, query: str) -> None:
     """An error status would end a browser's EventSource for good."""
     with open_stream(server, producer.topic) as one, open_stream(server, producer.topic) as two:
         one.first()
         two.first()
-        with open_stream(server, producer.topic) as refused:
+        with open_stream(server, producer.topic + query) as refused:
             assert refused.response.status == 200
             assert refused.response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
             # To the end, which is clean: http.client raises where the last chunk is missing.
@@ -278,6 +292,60 @@ def test_a_client_too_many_is_sent_away_to_retry(server: AppServer, producer: Pr
         assert one.message().last_event_id == event_id
     with open_stream(server, producer.topic) as again:
         again.first()
+
+
+# -- an answer instead of a stream
+
+
+def read_answer(server: AppServer, path: str) -> list[Message]:
+    """All of it, to the end, which is clean: http.client raises where the last chunk is missing."""
+    with open_stream(server, path) as stream:
+        assert stream.response.status == 200
+        retry, *messages = Parser().feed(stream.response.read())
+    assert RETRY_MS <= (retry.retry_ms or 0) <= 2 * RETRY_MS
+    return messages
+
+
+def test_an_answer_without_a_cursor_is_the_position(server: AppServer, producer: Producer) -> None:
+    newest = producer.publish()
+    assert read_answer(server, f"{producer.topic}?live=false") == [Message(newest, None, None)]
+
+
+def test_asking_again_from_the_last_id_brings_everything_once(server: AppServer, producer: Producer) -> None:
+    (position,) = read_answer(server, f"{producer.topic}?live=false")
+    cursor = position.last_event_id
+    published: list[str] = []
+    told: list[str] = []
+    deadline_s = time.monotonic() + SOON_S
+    # The tail may be a moment behind what was published: then the next answer brings it.
+    while len(published) < 20 or len(told) < len(published):
+        assert time.monotonic() < deadline_s
+        if len(published) < 20:
+            published += [producer.publish(str(number)) for number in range(2)]
+        first, *events = read_answer(server, f"{producer.topic}?live=false&lastEventId={cursor}")
+        assert (first.last_event_id, first.data) == (cursor, None)
+        told += [message.last_event_id for message in events]
+        cursor = told[-1] if told else cursor
+    assert told == published
+
+
+@pytest.mark.parametrize(("cursor", "reason"), [("nonsense", "invalid_id"), ("1-1", "trimmed")])
+def test_an_answer_may_be_to_reload(server: AppServer, producer: Producer, cursor: str, reason: str) -> None:
+    newest = producer.publish()
+    (reload,) = read_answer(server, f"{producer.topic}?live=false&lastEventId={cursor}")
+    assert envelope(reload) == ("reload_required", {"reason": reason})
+    assert reload.last_event_id == newest
+    assert read_answer(server, f"{producer.topic}?live=false&lastEventId={newest}") == [
+        Message(newest, None, None)
+    ]
+
+
+def test_an_answer_may_be_compact(server: AppServer, producer: Producer) -> None:
+    cursor = producer.publish("before")
+    for resource_id in ("a", "b", "a"):
+        producer.publish(resource_id)
+    messages = read_answer(server, f"{producer.topic}?live=false&catchup=compact&lastEventId={cursor}")
+    assert [envelope(message)[1]["id"] for message in messages[1:]] == ["b", "a"]
 
 
 # -- the cursor
@@ -519,7 +587,9 @@ async def test_openapi_describes_every_public_route(settings: MakeSettings) -> N
     assert set(publish["responses"]) >= {"201", "401", "422"}
     assert description["components"]["securitySchemes"]["publishToken"]["scheme"] == "bearer"
     stream = description["paths"]["/v1/sse/{topic_id}"]["get"]
-    assert {parameter["name"] for parameter in stream["parameters"]} == {"topic_id", "lastEventId", "catchup"}
+    parameters = {parameter["name"]: parameter["schema"] for parameter in stream["parameters"]}
+    assert set(parameters) == {"topic_id", "lastEventId", "catchup", "live"}
+    assert (parameters["live"]["type"], parameters["live"]["default"]) == ("boolean", True)
 
 
 async def test_openapi_names_the_types_that_are_sent(settings: MakeSettings) -> None:
@@ -747,10 +817,11 @@ def test_head_says_what_get_would(server: AppServer, producer: Producer) -> None
     [
         ("/v1/sse/a?catchup=x", "`all` or `compact`"),
         ("/v1/sse/a?catchup=", "`all` or `compact`"),
+        ("/v1/sse/a?live=x", "`true` or `false`"),
         ("/v1/sse/.?catchup=all", "letters, digits"),
         ("/v1/sse/" + "x" * 129, "letters, digits"),
     ],
-    ids=["catchup", "empty-catchup", "dot", "129-characters"],
+    ids=["catchup", "empty-catchup", "live", "dot", "129-characters"],
 )
 def test_what_is_wrong_with_a_request_for_a_stream_is_said_over_real_http(
     server: AppServer, path: str, detail: str

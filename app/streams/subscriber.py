@@ -45,17 +45,27 @@ class _SentAway(Exception):
 
 class Subscriber:
     __slots__ = (
-        "_arriving", "_begin", "_catchup", "_closed", "_cursor", "_ending", "_gone", "_hub", "_opened_s",
-        "_parked", "_topic", "_wire", "backlog", "last_write_s", "owes_heartbeat", "position", "rest",
+        "_arriving", "_begin", "_catchup", "_closed", "_cursor", "_ending", "_gone", "_hub", "_live",
+        "_opened_s", "_parked", "_topic", "_wire", "backlog", "last_write_s", "owes_heartbeat", "position",
+        "rest",
     )  # fmt: skip
 
     def __init__(
-        self, hub: Hub, topic_id: str, cursor: str | None, begin: Begin, catchup: Catchup = "all"
+        self,
+        hub: Hub,
+        topic_id: str,
+        cursor: str | None,
+        begin: Begin,
+        catchup: Catchup = "all",
+        *,
+        live: bool = True,
     ) -> None:
-        """`cursor`: what the client sent, unparsed. Raises HubFull or InvalidTopicId."""
+        """`cursor`: what the client sent, unparsed. `live`: whether it follows once it has caught up; if not,
+        the response ends there. Raises HubFull or InvalidTopicId."""
         self._hub = hub
         self._cursor = cursor
         self._catchup: Catchup = catchup
+        self._live = live
         self._begin: Begin | None = begin  # until it was used: it holds the whole request
         self._wire: Wire | None = None
         self._arriving: trio.CancelScope | None = None  # around the first phase
@@ -107,7 +117,7 @@ class Subscriber:
 
     async def catch_up(self) -> bool:
         """Serve the client until it has what it missed. Returns whether `follow` is to be called; if not, it
-        is gone or was sent away, and everything it held is free.
+        wanted no more, is gone or was sent away, and everything it held is free.
 
         Nothing is raised for what clients do. If cancelled, the connection may stand inside a chunk.
         """
@@ -154,7 +164,9 @@ class Subscriber:
         try:
             if await self._wait_open():
                 await self._catch_up()
-                return "caught_up"
+                # Who does not go live leaves behind what came meanwhile: when it asks again, it is judged
+                # from the last id that it was sent.
+                return "caught_up" if self._live else await self._end("answered")
         except _SentAway:
             pass
         except RedisRefused as error:
@@ -173,9 +185,12 @@ class Subscriber:
     async def _say_farewell(self) -> str:
         # The first write brings a `retry:` of its own.
         await self._write(b"" if self._wire is None else sse.retry_block(self._retry_ms()))
+        return await self._end("sent_away" if self._topic.refused is None else "refused")
+
+    async def _end(self, outcome: str) -> str:
         assert self._wire is not None
         await self._wire.end()
-        return "sent_away" if self._topic.refused is None else "refused"
+        return outcome
 
     async def _wait_open(self) -> bool:
         topic = self._topic
