@@ -1,18 +1,22 @@
 # Everything here sets up what it needs: Python 3.11 or newer and make are enough.
 PYTHON ?= python3
 PORT ?= 8000
+PAGE_PORT ?= 5173
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types soak bench bench-quick bench-peers lock clean
+.PHONY: help serve example test lint types soak bench bench-quick bench-peers lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: $(VENV)/.serve ## serve on http://127.0.0.1:8000 (PORT=...), with an embedded Valkey unless REDIS_URL is set
 	exec $(BIN)/python -m app serve --port $(PORT)
+
+example: client/node_modules/.package-lock.json $(VENV)/.serve ## a board in React on http://127.0.0.1:5173 (PAGE_PORT=...), for two windows and more; needs Node 20.19
+	exec node client/example/start.mjs --port $(PORT) --page-port $(PAGE_PORT)
 
 test: $(VENV)/.dev lint types ## every check that needs nothing more than this machine has
 	$(BIN)/python -m pytest
@@ -53,6 +57,11 @@ $(BIN)/python:
 
 $(VENV)/.serve: $(BIN)/python requirements-embedded.txt
 	$(PIP) install --require-hashes -r requirements-embedded.txt
+	touch $@
+
+client/node_modules/.package-lock.json: client/package-lock.json
+	@command -v node >/dev/null && command -v npm >/dev/null || { echo "This needs Node 20.19 or newer, with npm: https://nodejs.org" >&2; exit 1; }
+	npm ci --silent --no-audit --no-fund --prefix client
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python requirements-dev.txt

@@ -10,7 +10,7 @@ export default defineConfig({
 				test: {
 					name: 'browser',
 					include: ['test/browser/**/*.test.ts'],
-					testTimeout: 120_000,
+					testTimeout: 45_000,
 					hookTimeout: 60_000,
 					fileParallelism: false,
 				},

@@ -43,7 +43,12 @@ export interface SSEClientOptions {
 	backoffCapMs?: number;
 	/** A stream that stood this long ends the memory of earlier failures, in ms. Default: 10000. */
 	healthyMs?: number;
-	/** Between polls, in ms. Default: 10000. */
+	/**
+	 * How long after its first bytes a stream may bring nothing before it counts as held back, in ms; more than
+	 * one of the server's heartbeats. Default: 20000.
+	 */
+	doubtMs?: number;
+	/** Between polls, in ms; up to a quarter more. Default: 7000. */
 	pollMs?: number;
 	/** While polling, until the stream is tried again, in ms. Default: 60000. */
 	probeMs?: number;
@@ -59,7 +64,9 @@ const DEFAULTS: ConnectionOptions & TabsOptions = {
 	backoffBaseMs: 1000,
 	backoffCapMs: 30_000,
 	healthyMs: 10_000,
-	pollMs: 10_000,
+	doubtMs: 20_000,
+	// The server keeps a topic at hand for 10 s after its last client.
+	pollMs: 7000,
 	probeMs: 60_000,
 	beatMs: 2000,
 	takeoverMs: 1000,

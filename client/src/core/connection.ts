@@ -18,6 +18,8 @@ export interface ConnectionOptions extends TransportOptions {
 	backoffCapMs: number;
 	/** A stream that stood this long ends the memory of earlier failures. */
 	healthyMs: number;
+	/** A stream that brought nothing for so long after its first piece may be held back: polling begins. */
+	doubtMs: number;
 	pollMs: number;
 	/** While polling, the stream is tried again after this, then after twice as long, up to eight times. */
 	probeMs: number;
@@ -50,8 +52,6 @@ export class Connection {
 	#resumeAt = 0;
 	#heardAt = 0;
 	#retryMs = 0;
-	/** Streams that fell silent, one after another. */
-	#silences = 0;
 	/** Streams that were held back on the way, since one came through. */
 	#muted = 0;
 	#backoff: Backoff;
@@ -100,7 +100,7 @@ export class Connection {
 	set mode(mode: Mode) {
 		if (mode === this.#mode) return;
 		this.#mode = mode;
-		this.#muted = this.#silences = 0;
+		this.#muted = 0;
 		if (this.#running) this.restart();
 	}
 
@@ -149,15 +149,21 @@ export class Connection {
 			this.#next = new AbortController();
 			const startedAt = platform.now();
 			let firstAt = 0;
+			let doubt: unknown;
 			const listener = {
 				retry: (ms: number) => {
 					this.#retryMs = Math.min(ms, FLOOR_LIMIT_MS);
 				},
 				piece: (blocks: Block[]) => {
 					const now = (this.#heardAt = platform.now());
-					firstAt ||= now;
-					if (now - firstAt >= PROOF_MS) this.#prove();
-					// While polling, first pieces prove little: some proxies let just those through.
+					if (!firstAt) {
+						// First pieces prove little: many proxies let just those through, with the headers.
+						firstAt = now;
+						doubt = platform.setTimeout(() => this.#doubt(), options.doubtMs);
+					} else if (now - firstAt >= PROOF_MS) {
+						platform.clearTimeout(doubt);
+						this.#prove();
+					}
 					const isLive = !this.#polling.isRunning;
 					const changed = isLive !== this.isLive;
 					this.isLive = isLive;
@@ -166,12 +172,13 @@ export class Connection {
 				},
 			};
 			const outcome = await attempt(platform, this.url, host.cursor(), options, listener, this.#next.signal);
+			platform.clearTimeout(doubt);
 			if (signal.aborted) return;
 			this.isLive = false;
 			if (outcome.type === 'refused') return this.#refuse(outcome);
 			if (outcome.type === 'ended' && platform.now() - startedAt >= options.healthyMs) this.#backoff.reset();
 			if (!this.#next.signal.aborted) host.failed(outcome);
-			this.#judge(outcome);
+			if (outcome.type === 'mute') this.#doubt();
 			host.changed();
 			await this.#pause(outcome);
 		}
@@ -179,19 +186,18 @@ export class Connection {
 
 	/** The stream comes through as it is sent. */
 	#prove(): void {
-		this.#silences = this.#muted = 0;
+		this.#muted = 0;
 		this.#polling.stop();
 		this.#pollWorks = false;
 	}
 
-	#judge(outcome: Outcome): void {
-		this.#silences = outcome.type === 'silent' ? this.#silences + 1 : 0;
-		// Silence, once, may be a network that went away; a proxy that holds back does so again.
-		const isHeldBack = outcome.type === 'mute' || this.#silences > (this.#muted ? 0 : 1);
-		if (isHeldBack && this.#mode === 'auto') {
-			this.#muted++;
-			this.#polling.start();
-		}
+	/** The stream may be held back somewhere. */
+	#doubt(): void {
+		if (this.#mode !== 'auto') return;
+		this.#muted++;
+		this.isLive = false;
+		this.#polling.start();
+		this.host.changed();
 	}
 
 	#refuse(outcome: Outcome): void {

@@ -83,14 +83,14 @@ export class Service {
 		return readFileSync(join(this.folder, `${this.name}.log`), 'utf8').slice(-4000);
 	}
 
-	signal(signal: NodeJS.Signals): void {
-		this.#child?.kill(signal);
+	get isRunning(): boolean {
+		return this.#child !== undefined && this.#child.exitCode === null && this.#child.signalCode === null;
 	}
 
 	async stop(signal: NodeJS.Signals): Promise<void> {
-		const child = this.#child;
+		if (!this.isRunning) return;
+		const child = this.#child!;
 		this.#child = undefined;
-		if (!child || child.exitCode !== null || child.signalCode !== null) return;
 		const ended = new Promise((resolve) => child.once('exit', resolve));
 		child.kill(signal);
 		await ended;
@@ -133,7 +133,8 @@ function buildPage(): Promise<string> {
 }
 
 export class World {
-	readonly topic = '42';
+	/** Another one for each test: the server remembers topics for a while. */
+	topic = '';
 	readonly database = new Map<string, number>();
 	/** Requests for items: which page, which item, when it was answered. */
 	readonly fetches: { page: string; item: string; at: number }[] = [];
@@ -220,7 +221,8 @@ export class World {
 		const port = this.nginxUrl ? new URL(this.nginxUrl).port : await freePort();
 		const buffering =
 			proxying === 'holding'
-				? 'proxy_buffering on; proxy_ignore_headers X-Accel-Buffering; proxy_buffers 8 64k; proxy_buffer_size 64k;'
+				? // With gzip it lets nothing through before a buffer is full, not even the headers.
+					'proxy_buffering on; proxy_ignore_headers X-Accel-Buffering; gzip on; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;'
 				: 'proxy_buffering off;';
 		const file = join(this.#folder, 'nginx.conf');
 		writeFileSync(
@@ -231,7 +233,8 @@ export class World {
 				access_log off;
 				server {
 					listen 127.0.0.1:${port};
-					location / { proxy_pass ${this.stalecastUrl}; proxy_http_version 1.1; proxy_read_timeout 1h; ${buffering} }
+					location / { proxy_pass ${this.siteUrl}; }
+					location ~ ^/(v1/|healthz) { proxy_pass ${this.stalecastUrl}; proxy_http_version 1.1; proxy_read_timeout 1h; ${buffering} }
 				}
 			}`,
 		);
@@ -252,16 +255,21 @@ export class World {
 		this.fetches.length = 0;
 		this.beforeAnswer = () => {};
 		this.validToken = undefined;
+		if (!this.stalecast.isRunning) await this.stalecast.start(); // an earlier test failed while it was down
 		await waitUntil('no stream is open', async () => (await this.gauge()) === 0);
-		await this.#publisher.del(`topic:events:${this.topic}`);
+		this.topic = `topic-${Math.random().toString(36).slice(2)}`;
 	}
 
-	/** `url`: where the page finds Stalecast; `through`: by the site itself, which then checks the token. */
+	/**
+	 * `base`: where the page finds Stalecast. Through nginx, or through the site itself (which checks the token),
+	 * it is of the page's own origin; Stalecast itself is of another.
+	 */
 	async open(config: Partial<PageConfig> & { name: string }, base = this.stalecastUrl): Promise<Page> {
 		const page = await this.#context!.newPage();
 		const full = { url: `${base}/v1/sse/${this.topic}`, items: [...this.database.keys()], ...config };
 		if (config.hasToken) await page.addInitScript(() => (window.token = () => sessionStorage.getItem('token') ?? 'first'));
-		await page.goto(`${this.siteUrl}/?config=${encodeURIComponent(JSON.stringify(full))}`);
+		const site = base === this.stalecastUrl ? this.siteUrl : base;
+		await page.goto(`${site}/?config=${encodeURIComponent(JSON.stringify(full))}`);
 		return page;
 	}
 
