@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve example test lint types soak bench bench-quick bench-peers lock clean
+.PHONY: help serve example test test-client test-client-with-node lint types soak bench bench-quick bench-peers lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,8 +18,15 @@ serve: $(VENV)/.serve ## serve on http://127.0.0.1:8000 (PORT=...), with an embe
 example: client/node_modules/.package-lock.json $(VENV)/.serve ## a board in React on http://127.0.0.1:5173 (PAGE_PORT=...), for two windows and more; needs Node 20.19
 	exec node client/example/start.mjs --port $(PORT) --page-port $(PAGE_PORT)
 
-test: $(VENV)/.dev lint types ## every check that needs nothing more than this machine has
+test: $(VENV)/.dev lint types test-client ## every check that needs nothing more than this machine has
 	$(BIN)/python -m pytest
+
+test-client: $(VENV)/.dev
+	@if command -v node >/dev/null; then $(MAKE) --no-print-directory test-client-with-node; \
+	  else echo "test-client: skipped, the browser's side needs node and npm"; fi
+
+test-client-with-node: client/node_modules/.package-lock.json
+	cd client && npm run --silent generate -- --check && npm run --silent check && npm test --silent && npm run --silent test:browser
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,8 +35,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	@if command -v node >/dev/null; then $(BIN)/pyright --pythonpath $(BIN)/python; else echo "types: skipped, pyright needs node"; fi
 
-soak: $(VENV)/.dev ## the delivery checker for long: ROUNDS=2000
+soak: $(VENV)/.dev client/node_modules/.package-lock.json ## the delivery checker and the model of tabs for long: ROUNDS=2000
 	$(BIN)/python -m tests.delivery --rounds $(or $(ROUNDS),2000)
+	cd client && MODEL_RUNS=$$(( $(or $(ROUNDS),2000) * 20 )) npx vitest run --project model
 
 bench: $(VENV)/.bench bench-peers ## Stalecast beside what else one could use (about an hour, best on an idle machine)
 	$(BIN)/python -m bench all --plot

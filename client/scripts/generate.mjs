@@ -32,7 +32,7 @@ function resolve(node, definitions) {
 function withoutFieldTitles(node) {
 	if (Array.isArray(node)) return node.map(withoutFieldTitles);
 	if (node === null || typeof node !== 'object') return node;
-	const { title, ...rest } = node;
+	const { title: _, ...rest } = node;
 	const kept = node.type === 'object' ? node : rest;
 	return Object.fromEntries(
 		Object.entries(kept).map(([key, value]) => [key, key === 'title' ? value : withoutFieldTitles(value)]),

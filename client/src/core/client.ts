@@ -93,6 +93,8 @@ interface ClientEvents {
 	began: Event;
 }
 
+// It only types what EventTarget has, so there is nothing to initialize.
+// oxlint-disable-next-line typescript/no-unsafe-declaration-merging, no-unused-vars
 export interface SSEClient<E extends EventMap = RegisteredEvents> {
 	addEventListener<K extends keyof ClientEvents>(
 		type: K,
@@ -112,7 +114,7 @@ export interface SSEClient<E extends EventMap = RegisteredEvents> {
  * It does nothing until `connect()`, so that it may be made where nothing may be done: on a server, at the top
  * of a module, during a render.
  */
-// oxlint-disable-next-line typescript/no-unsafe-declaration-merging: it only types what EventTarget has
+// oxlint-disable-next-line typescript/no-unsafe-declaration-merging -- see the interface above
 export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarget {
 	static readonly CONNECTING = 0;
 	static readonly OPEN = 1;

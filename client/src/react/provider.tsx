@@ -2,6 +2,7 @@
 
 import { createContext, type ReactNode, useContext, useEffect } from 'react';
 import type { EventMap, SSEClient } from '../core/client.js';
+import type { RegisteredEvents } from '../types.js';
 
 // oxlint-disable-next-line typescript/no-explicit-any: whichever events it has; the hooks say which they mean
 type AnyClient = SSEClient<any>;
@@ -18,7 +19,7 @@ export function SSEProvider({ client, children }: { client: AnyClient; children?
 }
 
 /** Throws outside of an `<SSEProvider>`. */
-export function useSSEClient<E extends EventMap>(): SSEClient<E> {
+export function useSSEClient<E extends EventMap = RegisteredEvents>(): SSEClient<E> {
 	const client = useContext(SSEContext);
 	if (!client) throw new Error('useSSE and useSSEStatus need an <SSEProvider client={...}> around them');
 	return client as SSEClient<E>;

@@ -32,6 +32,9 @@ export const missing = [
 	!NGINX && 'nginx',
 	!REDIS && 'redis-server',
 ].filter(Boolean);
+// Where everything is to be tested, nothing may be skipped; elsewhere it is said.
+if (missing.length && process.env.CI) throw new Error(`missing: ${missing.join(', ')}`);
+if (missing.length) console.warn(`skipped, for want of ${missing.join(', ')}`);
 
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 

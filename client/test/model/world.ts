@@ -123,7 +123,7 @@ export class Server {
 	}
 
 	cutLines(): void {
-		for (const line of [...this.#lines]) line.cut();
+		for (const line of this.#lines) line.cut();
 	}
 
 	down(): void {
@@ -317,6 +317,10 @@ export class Tab {
 	show(isHidden: boolean): void {
 		this.isHidden = isHidden;
 		this.run(() => this.tell(isHidden ? 'hidden' : 'visible'));
+	}
+
+	toggleMode(): void {
+		this.client.mode = this.client.mode === 'auto' ? 'poll' : 'auto';
 	}
 
 	/** `warned`: the page hears of it before, and of the thaw after. */

@@ -1,0 +1,327 @@
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { SSEClient, type SSEClientOptions } from '../../src/core/client.js';
+import type { PageEvent, Platform } from '../../src/core/platform.js';
+import { type Answer, reload, Stream, testPlatform, updated } from './support.js';
+
+beforeEach(() => vi.useFakeTimers({ now: 1_700_000_000_000 }));
+afterEach(() => vi.useRealTimers());
+
+function start(options: SSEClientOptions = {}, changes: Partial<Platform> = {}, answer?: Answer) {
+	const streams: Stream[] = [];
+	const requests: { url: string; cursor: string | null; at: number }[] = [];
+	const listeners = new Set<(event: PageEvent) => void>();
+	const platform = testPlatform(
+		(url, init) => {
+			requests.push({ url, cursor: new Headers(init.headers).get('Last-Event-ID'), at: Date.now() });
+			if (answer) return answer(url, init);
+			const stream = new Stream(init.signal);
+			streams.push(stream);
+			return stream.response;
+		},
+		{
+			listen: (listener) => {
+				listeners.add(listener);
+				return () => listeners.delete(listener);
+			},
+			...changes,
+		},
+	);
+	const sse = new SSEClient('https://example.test/v1/sse/42', options, platform);
+	const told: unknown[] = [];
+	sse.on('argument_updated', ({ id }, lastEventId) => told.push([id, lastEventId]));
+	sse.on('reload_required', ({ reason }, lastEventId) => told.push([reason, lastEventId]));
+	sse.addEventListener('began', () => told.push('began'));
+	const errors: [string, number | undefined, boolean][] = [];
+	sse.addEventListener('error', ({ message, status, fatal }) => errors.push([message, status, fatal]));
+	const release = sse.connect();
+	const tell = (event: PageEvent) => listeners.forEach((listener) => listener(event));
+	return { sse, streams, requests, told, errors, release, tell, listeners };
+}
+
+const turn = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
+
+describe('events', () => {
+	test('are dispatched in order, and the cursor is sent at the next connect', async () => {
+		const { sse, streams, requests, told } = start();
+		await turn();
+		expect(sse.status).toBe('connecting');
+		streams[0]!.write('retry: 100\n\nid: 1-0\n\n');
+		await turn();
+		expect([sse.status, sse.readyState, sse.lastEventId]).toEqual(['live', 1, '1-0']);
+		streams[0]!.write(updated('2-0', 'a') + updated('3-0', 'b'));
+		streams[0]!.end();
+		await turn();
+		expect(told).toEqual(['began', ['a', '2-0'], ['b', '3-0']]);
+		expect(sse.status).toBe('connecting');
+		await turn(1000);
+		expect(requests.map(({ cursor }) => cursor)).toEqual([null, '3-0']);
+	});
+
+	test('a block with only an id moves the cursor', async () => {
+		const { sse, streams, told } = start({ initialLastEventId: '1-0' });
+		await turn();
+		streams[0]!.write('id: 9-9\n\n');
+		await turn();
+		expect([sse.lastEventId, told]).toEqual(['9-9', []]);
+	});
+
+	test('what was seen is not dispatched again; reload_required moves the cursor back', async () => {
+		const { sse, streams, told } = start({ initialLastEventId: '5-0' });
+		await turn();
+		streams[0]!.write(updated('5-0', 'a') + updated('4-18446744073709551615', 'b') + updated('10-0', 'c') + reload('0-77'));
+		streams[0]!.write(updated('6-0', 'd'));
+		await turn();
+		expect(told).toEqual([['c', '10-0'], ['trimmed', '0-77'], ['d', '6-0']]);
+		expect(sse.lastEventId).toBe('6-0');
+	});
+
+	test('an event that cannot be read may have said anything', async () => {
+		const { streams, told } = start({ initialLastEventId: '1-0' });
+		await turn();
+		streams[0]!.write('id: 2-0\ndata: {oops\n\nid: 3-0\ndata: 7\n\n');
+		await turn();
+		expect(told).toEqual([['malformed', '2-0'], ['malformed', '3-0']]);
+	});
+});
+
+describe('reconnecting', () => {
+	test('502 and 429 are tried again, behind Retry-After; 404 is not', async () => {
+		const answers = [
+			new Response('', { status: 502 }),
+			new Response('', { status: 429, headers: { 'Retry-After': '20' } }),
+			new Response('', { status: 404 }),
+		];
+		const { sse, requests, errors } = start({}, {}, () => answers.shift()!);
+		await turn();
+		expect(sse.status).toBe('connecting');
+		await turn(1000);
+		expect(requests).toHaveLength(2);
+		await turn(19_000);
+		expect(requests).toHaveLength(2);
+		await turn(1100);
+		expect(requests).toHaveLength(3);
+		expect(sse.status).toBe('closed');
+		expect(errors.map(([, status, fatal]) => [status, fatal])).toEqual([[502, false], [429, false], [404, true]]);
+		await turn(300_000);
+		expect(requests).toHaveLength(3);
+	});
+
+	test('the ceiling doubles up to its cap, and a healthy while resets it', async () => {
+		let healthy = false;
+		const { requests } = start({ backoffBaseMs: 1000, backoffCapMs: 8000 }, {}, (_, { signal }) => {
+			if (!healthy) return new Response('', { status: 500 });
+			const stream = new Stream(signal);
+			stream.write('id: 1-0\n\n');
+			setTimeout(() => stream.end(), 12_000);
+			return stream.response;
+		});
+		await turn(40_000);
+		const pauses = requests.slice(1).map(({ at }, index) => at - requests[index]!.at);
+		expect(pauses.slice(0, 6)).toEqual([500, 1000, 2000, 4000, 4000, 4000]);
+		healthy = true;
+		await turn(30_000);
+		const after = requests.slice(-2).map(({ at }) => at);
+		expect(after[1]! - after[0]!).toBe(12_500);
+	});
+
+	test('retry: is a floor, which a page that is shown need not wait for; Retry-After it must', async () => {
+		const { streams, requests, tell } = start();
+		await turn();
+		streams[0]!.write('retry: 60000\n\nid: 1-0\n\n');
+		streams[0]!.end();
+		await turn(59_000);
+		expect(requests).toHaveLength(1);
+		tell('visible');
+		await turn();
+		expect(requests).toHaveLength(2);
+
+		const limited = start({}, {}, () => new Response('', { status: 503, headers: { 'Retry-After': '30' } }));
+		await turn();
+		for (const event of ['online', 'visible', 'back'] as const) limited.tell(event);
+		await turn(29_000);
+		expect(limited.requests).toHaveLength(1);
+		await turn(1100);
+		expect(limited.requests).toHaveLength(2);
+	});
+
+	test('a stream that was quiet for too long is cut when the page wakes', async () => {
+		const { streams, requests, tell } = start();
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn(10_000);
+		tell('online');
+		await turn();
+		expect(requests).toHaveLength(1);
+		streams[0]!.write(':\n\n');
+		await turn(23_000);
+		tell('online');
+		await turn();
+		expect(requests).toHaveLength(2);
+	});
+
+	test('unauthorized until somebody reconnects', async () => {
+		let allowed = false;
+		const headers = vi.fn(() => ({}));
+		const { sse, requests } = start({ headers }, {}, (_, { signal }) => {
+			if (!allowed) return new Response('', { status: 401 });
+			const stream = new Stream(signal);
+			stream.write('id: 1-0\n\n');
+			return stream.response;
+		});
+		await turn(60_000);
+		expect([sse.status, sse.readyState, requests.length, headers.mock.calls.length]).toEqual(['unauthorized', 2, 2, 2]);
+		allowed = true;
+		sse.reconnect();
+		await turn();
+		expect(sse.status).toBe('live');
+	});
+
+	test('offline is what the browser says it is', async () => {
+		let online = false;
+		const { sse, tell, requests } = start({}, { isOnline: () => online }, () => Promise.reject(new TypeError('no')));
+		await turn();
+		expect(sse.status).toBe('offline');
+		online = true;
+		const before = requests.length;
+		tell('online');
+		await turn();
+		expect(requests.length).toBe(before + 1);
+		expect(sse.status).toBe('connecting');
+	});
+});
+
+describe('streams that are held back', () => {
+	const isPoll = (url: string) => url.endsWith('?live=false');
+
+	test('mute: polling takes over, and the stream is probed until it comes through', async () => {
+		let holds = true;
+		let stream: Stream | undefined;
+		const { sse, requests, told } = start({ initialLastEventId: '1-0' }, {}, (url, { signal }) => {
+			if (isPoll(url)) {
+				const answer = new Stream();
+				answer.write(updated('2-0', 'a'));
+				answer.end();
+				return answer.response;
+			}
+			if (holds) return new Promise((_, reject) => signal!.addEventListener('abort', reject));
+			stream = new Stream(signal);
+			stream.write('id: 2-0\n\n');
+			return stream.response;
+		});
+		await turn(8000);
+		expect(sse.status).toBe('polling');
+		await turn(30_000);
+		expect(told).toEqual([['a', '2-0']]);
+		const polls = () => requests.filter(({ url }) => isPoll(url));
+		expect(polls().length).toBeGreaterThan(3);
+		expect(polls().at(-1)!.cursor).toBe('2-0');
+		holds = false;
+		await turn(40_000);
+		// Its first bytes alone do not end the polling.
+		expect([stream !== undefined, sse.status]).toEqual([true, 'polling']);
+		const before = polls().length;
+		stream!.write(':\n\n');
+		await turn();
+		expect(sse.status).toBe('live');
+		await turn(30_000);
+		expect(polls().length).toBe(before);
+	});
+
+	test('first bytes, and then nothing: polling begins beside the stream', async () => {
+		const { sse, streams, requests } = start({ initialLastEventId: '1-0' });
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn(19_000);
+		expect(sse.status).toBe('live');
+		await turn(1100);
+		expect(requests.map(({ url }) => isPoll(url))).toEqual([false, true]);
+		streams[1]!.write('id: 1-0\n\n');
+		streams[1]!.end();
+		await turn();
+		expect(sse.status).toBe('polling');
+		streams[0]!.write(updated('2-0', 'a'));
+		await turn();
+		expect(sse.status).toBe('live');
+	});
+
+	test('no way at all is not polled', async () => {
+		const { sse, requests } = start({}, {}, (_, { signal }) => new Promise((__, reject) => signal!.addEventListener('abort', reject)));
+		await turn(120_000);
+		expect(sse.status).toBe('connecting');
+		const polls = requests.filter(({ url }) => isPoll(url)).length;
+		expect(requests.length - polls).toBeGreaterThanOrEqual(polls);
+	});
+
+	test('the switch forces either', async () => {
+		const { sse, requests } = start({ mode: 'poll' });
+		await turn(20_000);
+		expect(requests.every(({ url }) => isPoll(url))).toBe(true);
+		sse.mode = 'stream';
+		await turn(100_000);
+		const since = requests.findLastIndex(({ url }) => isPoll(url));
+		expect(requests.slice(since + 1).length).toBeGreaterThan(3);
+	});
+});
+
+describe('life', () => {
+	test('nothing happens before connect, and everything ends with the last release', async () => {
+		const { sse, streams, release, listeners } = start();
+		const second = sse.connect();
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		release();
+		release();
+		await turn();
+		expect(streams[0]!.isAborted).toBe(false);
+		second();
+		await turn(1);
+		expect(streams[0]!.isAborted).toBe(true);
+		expect(listeners.size).toBe(0);
+		expect(vi.getTimerCount()).toBe(0);
+	});
+
+	test('released and asked for again in one turn, the stream stays', async () => {
+		const { sse, requests, release } = start();
+		release();
+		sse.connect();
+		await turn(10);
+		expect(requests).toHaveLength(1);
+	});
+
+	test('left and come back to, it goes on from its cursor', async () => {
+		const { streams, requests, tell } = start();
+		await turn();
+		streams[0]!.write('id: 7-0\n\n');
+		await turn();
+		tell('away');
+		await turn(100_000);
+		expect([requests.length, streams[0]!.isAborted]).toEqual([1, true]);
+		tell('back');
+		await turn();
+		expect(requests.map(({ cursor }) => cursor)).toEqual([null, '7-0']);
+	});
+
+	test('seed is in time only before the stream has begun', async () => {
+		const { sse, streams, requests, told } = start();
+		expect(sse.seed('4-0')).toBe(true);
+		await turn();
+		expect(requests.at(-1)!.cursor).toBe('4-0');
+		streams.at(-1)!.write('id: 4-0\n\n');
+		await turn();
+		expect(told).toEqual([]);
+		expect(sse.seed('9-0')).toBe(false);
+	});
+
+	test('with headers and without a scope, tabs share nothing', async () => {
+		const request = vi.fn(() => new Promise(() => {}));
+		const changes = { locks: { request } as unknown as Platform['locks'], openChannel: () => ({ postMessage() {}, close() {}, addEventListener() {} }) };
+		expect(start({ headers: {} }, changes).sse.role).toBe('alone');
+		expect(request).not.toHaveBeenCalled();
+		start({ headers: {}, scope: 'ann' }, changes);
+		start({}, changes);
+		expect((request.mock.calls as unknown[][]).map(([name]) => name)).toEqual([
+			'stalecast:1:https://example.test/v1/sse/42:ann',
+			'stalecast:1:https://example.test/v1/sse/42:',
+		]);
+	});
+});

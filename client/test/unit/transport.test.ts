@@ -1,0 +1,190 @@
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { attempt, type Block, type Outcome, retryAfterMs, type TransportOptions } from '../../src/core/transport.js';
+import { type Answer, Stream, testPlatform } from './support.js';
+
+const OPTIONS: TransportOptions = { muteAfterMs: 8000, silenceMs: 45_000 };
+
+beforeEach(() => vi.useFakeTimers());
+afterEach(() => vi.useRealTimers());
+
+function run(answer: Answer, options: Partial<TransportOptions> = {}, lastEventId = '') {
+	const blocks: Block[] = [];
+	const retries: number[] = [];
+	let pieces = 0;
+	const stop = new AbortController();
+	const listener = {
+		piece: (completed: Block[]) => {
+			pieces++;
+			blocks.push(...completed);
+		},
+		retry: (ms: number) => retries.push(ms),
+	};
+	const outcome = attempt(testPlatform(answer), '/s', lastEventId, { ...OPTIONS, ...options }, listener, stop.signal);
+	return { blocks, retries, outcome, stop, pieces: () => pieces };
+}
+
+const SOURCE =
+	'\uFEFFretry: 1500\n\nid: 5-1\n\n:\n\nid: 5-2\r\ndata: {"a":"é€😀"}\r\n\r\nid: 5-3\rdata: one\rdata: two\r\runknown: x\ndata: last\n\n';
+const EXPECTED: Block[] = [
+	{ id: '5-1' },
+	{ id: '5-2', data: '{"a":"é€😀"}' },
+	{ id: '5-3', data: 'one\ntwo' },
+	{ data: 'last' },
+];
+
+describe('parsing', () => {
+	const bytes = new TextEncoder().encode(SOURCE);
+
+	async function read(pieces: Uint8Array[]) {
+		const stream = new Stream();
+		const { blocks, retries, outcome } = run(() => stream.response);
+		for (const piece of pieces) stream.write(piece);
+		stream.end();
+		expect((await outcome).type).toBe('ended');
+		return { blocks, retries };
+	}
+
+	test('every split into two pieces gives the same blocks', async () => {
+		for (let at = 0; at <= bytes.length; at++) {
+			const pieces = [bytes.slice(0, at), bytes.slice(at)].filter((piece) => piece.length);
+			expect(await read(pieces)).toEqual({ blocks: EXPECTED, retries: [1500] });
+		}
+	});
+
+	test('byte by byte', async () => {
+		expect(await read([...bytes].map((byte) => Uint8Array.of(byte)))).toEqual({ blocks: EXPECTED, retries: [1500] });
+	});
+
+	test('a block that was cut is not dispatched', async () => {
+		const { blocks } = await read([new TextEncoder().encode('id: 1-1\n\nid: 1-2\ndata: x\n')]);
+		expect(blocks).toEqual([{ id: '1-1' }]);
+	});
+
+	test('a line without end is no event stream', async () => {
+		const stream = new Stream();
+		const { outcome } = run(() => stream.response);
+		stream.write('data: ' + 'x'.repeat(1 << 20));
+		expect(await outcome).toMatchObject({ type: 'ended', message: expect.stringContaining('max buffer') });
+	});
+});
+
+describe('what is not a stream', () => {
+	const cases: [string, () => Response, Partial<Outcome>][] = [
+		['204', () => new Response(null, { status: 204 }), { type: 'refused', status: 204 }],
+		['403', () => new Response('', { status: 403 }), { type: 'refused', status: 403 }],
+		['404', () => new Response('', { status: 404 }), { type: 'refused', status: 404 }],
+		['422', () => new Response('', { status: 422 }), { type: 'refused', status: 422 }],
+		['429', () => new Response('', { status: 429, headers: { 'Retry-After': '7' } }), { type: 'failed', floorMs: 7000 }],
+		['500', () => new Response('', { status: 500 }), { type: 'failed', status: 500 }],
+		['502', () => new Response('<html>', { status: 502 }), { type: 'failed', status: 502, floorMs: 0 }],
+		['HTML with 200', () => new Response('<html>', { headers: { 'Content-Type': 'text/html' } }), { type: 'failed', status: 200 }],
+	];
+	test.each(cases)('%s', async (_, answer, expected) => {
+		expect(await run(answer).outcome).toMatchObject(expected);
+	});
+
+	test('no network', async () => {
+		const { outcome } = run(() => Promise.reject(new TypeError('Failed to fetch')));
+		expect(await outcome).toMatchObject({ type: 'failed', message: 'TypeError: Failed to fetch' });
+	});
+
+	test('an answer that ends before anything came', async () => {
+		const stream = new Stream();
+		stream.end();
+		expect(await run(() => stream.response).outcome).toMatchObject({ type: 'failed' });
+	});
+
+	test('Retry-After is seconds or a date', () => {
+		const now = Date.parse('2026-01-01T00:00:00Z');
+		expect(retryAfterMs('3', now)).toBe(3000);
+		expect(retryAfterMs('Thu, 01 Jan 2026 00:00:09 GMT', now)).toBe(9000);
+		for (const odd of [null, '', 'soon', '-1', 'Thu, 01 Jan 2025 00:00:00 GMT']) expect(retryAfterMs(odd, now)).toBe(0);
+	});
+});
+
+describe('headers', () => {
+	test('are asked for anew, once more after a 401, and the second 401 is final', async () => {
+		const asked: boolean[] = [];
+		const sent: (string | null)[] = [];
+		const answer: Answer = (_, init) => {
+			sent.push(new Headers(init.headers).get('Authorization'));
+			return new Response('', { status: 401 });
+		};
+		const headers = ({ refresh }: { refresh: boolean }) => {
+			asked.push(refresh);
+			return { Authorization: refresh ? 'new' : 'old' };
+		};
+		expect(await run(answer, { headers }).outcome).toMatchObject({ type: 'refused', status: 401 });
+		expect(asked).toEqual([false, true]);
+		expect(sent).toEqual(['old', 'new']);
+	});
+
+	test('a refresh that helps', async () => {
+		const stream = new Stream();
+		let count = 0;
+		const { blocks, outcome } = run(() => (count++ ? stream.response : new Response('', { status: 401 })));
+		stream.write('id: 1-1\n\n');
+		stream.end();
+		expect((await outcome).type).toBe('ended');
+		expect(blocks).toEqual([{ id: '1-1' }]);
+	});
+
+	test('Last-Event-ID is sent where there is one', async () => {
+		const sent: (string | null)[] = [];
+		const answer: Answer = (_, init) => {
+			sent.push(new Headers(init.headers).get('Last-Event-ID'));
+			return new Response('', { status: 500 });
+		};
+		await run(answer).outcome;
+		await run(answer, {}, '4-2').outcome;
+		expect(sent).toEqual([null, '4-2']);
+	});
+
+	test('that throw, or never come', async () => {
+		const never = run(() => new Response(), { headers: () => new Promise(() => {}) });
+		const throws = run(() => new Response(), { headers: () => Promise.reject(new Error('no session')) });
+		await vi.advanceTimersByTimeAsync(45_000);
+		expect(await never.outcome).toMatchObject({ type: 'failed', message: 'headers() took too long' });
+		expect(await throws.outcome).toMatchObject({ type: 'failed', message: 'Error: no session' });
+	});
+});
+
+describe('silence', () => {
+	test('no answer at all is mute', async () => {
+		const { outcome } = run(() => new Promise(() => {}));
+		await vi.advanceTimersByTimeAsync(8000);
+		expect((await outcome).type).toBe('mute');
+	});
+
+	test('headers alone are mute', async () => {
+		const { outcome } = run((_, { signal }) => new Stream(signal).response);
+		await vi.advanceTimersByTimeAsync(8000);
+		expect((await outcome).type).toBe('mute');
+	});
+
+	test('a line that falls silent is cut; heartbeats keep it', async () => {
+		let stream!: Stream;
+		const { outcome, pieces } = run((_, { signal }) => (stream = new Stream(signal)).response);
+		await vi.advanceTimersByTimeAsync(0);
+		for (let beat = 0; beat < 5; beat++) {
+			stream.write(':\n\n');
+			await vi.advanceTimersByTimeAsync(40_000);
+		}
+		expect(pieces()).toBe(5);
+		await vi.advanceTimersByTimeAsync(5000);
+		expect((await outcome).type).toBe('silent');
+		expect(stream.isAborted).toBe(true);
+	});
+
+	test('stopped from outside, it ends and lets the line go', async () => {
+		let stream!: Stream;
+		const { outcome, stop } = run((_, { signal }) => (stream = new Stream(signal)).response);
+		await vi.advanceTimersByTimeAsync(0);
+		stream.write(':\n\n');
+		await vi.advanceTimersByTimeAsync(0);
+		stop.abort();
+		expect((await outcome).type).toBe('ended');
+		expect(stream.isAborted).toBe(true);
+		expect(vi.getTimerCount()).toBe(0);
+	});
+});
