@@ -10,4 +10,4 @@ import type { ServerEvents } from './generated/events.js';
 // oxlint-disable-next-line typescript/no-empty-object-type: there to be merged with
 export interface Register {}
 
-export type RegisteredEvents = Register extends { events: infer E extends Record<string, unknown> } ? E : ServerEvents;
+export type RegisteredEvents = Register extends { events: infer E extends object } ? E : ServerEvents;

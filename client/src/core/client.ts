@@ -72,7 +72,8 @@ const DEFAULTS: ConnectionOptions & TabsOptions = {
 	takeoverMs: 1000,
 };
 
-export type EventMap = Record<string, unknown>;
+/** The data of each event, by its name; an interface will do. */
+export type EventMap = object;
 
 /** As `on` passes it. */
 type Handler<D> = (data: D, lastEventId: string) => void;

@@ -66,7 +66,7 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 			for (const target of bound) coalescer.schedule(target, minIntervalMs, Math.random() * reloadJitterMs);
 		}
 		try {
-			for (const queryKey of keys[event]?.(data as E[string]) ?? []) coalescer.add({ queryKey }, minIntervalMs);
+			for (const queryKey of keys[event as keyof E]?.(data as E[keyof E]) ?? []) coalescer.add({ queryKey }, minIntervalMs);
 		} catch (error) {
 			allStale(); // which of it, nobody can say
 			reportError(error);

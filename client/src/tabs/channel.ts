@@ -26,10 +26,13 @@ export type Message =
 			/** Without a cursor: nothing was fetched before this, in milliseconds since 1970. */
 			since: number;
 	  }
-	/** The answer: with `blocks` the follower has caught up with `count`. */
-	| { type: 'give'; to: string; state: LeaderState; base?: string | undefined; blocks: Block[] }
+	/**
+	 * The answer to a question with this cursor, and to no later one: with `blocks` the follower has caught up
+	 * with `count`.
+	 */
+	| { type: 'give'; to: string; cursor: string; state: LeaderState; base?: string | undefined; blocks: Block[] }
 	/** The answer where the leader cannot know: ask the server. */
-	| { type: 'far'; to: string; state: LeaderState }
+	| { type: 'far'; to: string; cursor: string; state: LeaderState }
 	/** New blocks, to all; the `count`th time in this term. */
 	| { type: 'news'; state: LeaderState; blocks: Block[] }
 	| { type: 'state'; state: LeaderState }

@@ -220,10 +220,9 @@ export class Tabs {
 		const before = this.leader;
 		this.#heardAt = this.platform.now();
 		if (this.connection.mode !== state.mode) this.connection.mode = state.mode;
-		if (message.type === 'give' && message.to === this.#id) {
-			this.#join(message);
-		} else if (message.type === 'far' && message.to === this.#id) {
-			this.#catchUp(state.lineage);
+		if ('to' in message && message.to === this.#id && message.cursor === this.feed.cursor) {
+			if (message.type === 'give') this.#join(message);
+			else this.#catchUp(state.lineage);
 		} else if (state.lineage === undefined) {
 			this.leader = undefined; // it knows nothing yet, so there is nothing to ask
 		} else if (before?.term === state.term && before.count === state.count) {
@@ -269,11 +268,11 @@ export class Tabs {
 		if (!cursor) {
 			const late = feed.ring.since(since);
 			const blocks = late ? late.entries : [{ id: feed.cursor }];
-			return this.#post({ type: 'give', to: from, state, base: late?.base, blocks });
+			return this.#post({ type: 'give', to: from, cursor, state, base: late?.base, blocks });
 		}
 		const blocks = feed.ring.after(cursor, lineages.includes(feed.lineage));
-		if (!blocks) return this.#post({ type: 'far', to: from, state });
-		this.#post({ type: 'give', to: from, state, blocks: [...blocks, { id: feed.cursor }] });
+		if (!blocks) return this.#post({ type: 'far', to: from, cursor, state });
+		this.#post({ type: 'give', to: from, cursor, state, blocks: [...blocks, { id: feed.cursor }] });
 	}
 
 	// -- time

@@ -67,6 +67,8 @@ export class Server {
 	isUp = true;
 	/** A proxy that lets nothing of a stream through until it ends. */
 	holdsBack = false;
+	/** Planted bug: it begins at the newest event, whatever the cursor. */
+	forgets = false;
 	/** Answers like this instead of a stream. */
 	answer: { status: number; headers?: Record<string, string>; body?: string } | undefined;
 	requests: { url: string; headers: Headers }[] = [];
@@ -172,7 +174,7 @@ export class Server {
 	}
 
 	#replay(cursor: string | null): string {
-		if (!cursor) return `id: ${this.position}\n\n`;
+		if (!cursor || this.forgets) return `id: ${this.position}\n\n`;
 		if (cursor === this.position) return `id: ${cursor}\n\n`;
 		const at = this.#events.findIndex(({ ms, seq }) => `${ms}-${seq}` === cursor);
 		if (at >= 0) return `id: ${cursor}\n\n${this.#events.slice(at + 1).map(block).join('')}`;
@@ -371,6 +373,7 @@ export class Tab {
 				await new Promise<void>((resolve) => this.run(resolve));
 				const line = new AbortController();
 				this.#aborts.add(line);
+				if (init.signal?.aborted) line.abort();
 				init.signal?.addEventListener('abort', () => line.abort());
 				return this.#gate(await server.fetch(url, { ...init, signal: line.signal }));
 			},

@@ -1,0 +1,298 @@
+import { dehydrate, hydrate, QueryClient, QueryObserver } from '@tanstack/react-query';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { SSEClient } from '../../src/core/client.js';
+import { type Binding, bindQueryClient, type BindOptions, type PersistedCache, withCursor } from '../../src/query/index.js';
+import { reload, Stream, testPlatform, updated } from './support.js';
+
+const FRAME_MS = 16;
+const turn = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
+
+beforeEach(() => vi.useFakeTimers({ now: 1_700_000_000_000 }));
+afterEach(() => {
+	hide(false);
+	vi.useRealTimers();
+});
+
+function hide(isHidden: boolean): void {
+	Object.defineProperty(document, 'hidden', { value: isHidden, configurable: true });
+	document.dispatchEvent(new Event('visibilitychange'));
+}
+
+const KEYS: BindOptions['keys'] = { argument_updated: ({ id }) => [['item', id]] };
+
+/** A database, a page's cache of it that never fetches by itself, and a stream that the test writes to. */
+function start({ cursor = '1-0', options = {} }: { cursor?: string; options?: Partial<BindOptions> } = {}) {
+	let stream!: Stream;
+	const sse = new SSEClient(
+		'https://example.test/s',
+		cursor ? { initialLastEventId: cursor } : {},
+		testPlatform((_, { signal }) => (stream = new Stream(signal)).response),
+	);
+	const queryClient = new QueryClient({
+		defaultOptions: {
+			queries: { staleTime: Infinity, gcTime: Infinity, retry: false, refetchOnMount: false, refetchOnWindowFocus: false },
+		},
+	});
+	const database = new Map<string, number>();
+	const fetches: string[] = [];
+	let delayMs = 0;
+	const show = (id: string) => {
+		const observer = new QueryObserver(queryClient, {
+			queryKey: ['item', id],
+			queryFn: async () => {
+				fetches.push(id);
+				const version = database.get(id) ?? 0;
+				if (delayMs) await new Promise((resolve) => setTimeout(resolve, delayMs));
+				return version;
+			},
+		});
+		return observer.subscribe(() => {});
+	};
+	const unbind = bindQueryClient(sse, queryClient, { keys: KEYS, ...options });
+	sse.connect();
+	return {
+		sse, queryClient, database, fetches, show, unbind,
+		write: (text: string) => stream.write(text),
+		cut: () => stream.end(),
+		slow: (ms: number) => (delayMs = ms),
+		data: (id: string) => queryClient.getQueryData<number>(['item', id]),
+		change: (id: string, eventId: string) => {
+			database.set(id, (database.get(id) ?? 0) + 1);
+			stream.write(updated(eventId, id));
+		},
+	};
+}
+
+async function live(given?: Parameters<typeof start>[0]) {
+	const page = start(given);
+	await turn();
+	page.write('id: 1-0\n\n');
+	await turn();
+	return page;
+}
+
+describe('binding', () => {
+	test('what an event names is fetched, once for all that came in a frame, and nothing else', async () => {
+		const page = await live();
+		for (const id of ['a', 'b', 'c']) page.show(id);
+		await turn(2000);
+		page.fetches.length = 0;
+		for (let seq = 0; seq < 50; seq++) page.change('a', `2-${seq}`);
+		page.change('b', '3-0');
+		await turn(FRAME_MS);
+		expect(page.fetches).toEqual(['a', 'b']);
+		expect([page.data('a'), page.data('b')]).toEqual([50, 1]);
+	});
+
+	test('one key is fetched only so often, and the last event is not lost', async () => {
+		const page = await live();
+		page.show('a');
+		await turn(2000);
+		page.fetches.length = 0;
+		for (let count = 0; count < 30; count++) {
+			page.change('a', `2-${count}`);
+			await turn(100);
+		}
+		await turn(2000);
+		expect(page.fetches.length).toBeLessThanOrEqual(5);
+		expect(page.data('a')).toBe(30);
+	});
+
+	test('fetches slower than events are apart still end, and the last is newest', async () => {
+		const page = await live({ options: { minIntervalMs: 0 } });
+		page.show('a');
+		await turn(100);
+		page.slow(700);
+		for (let count = 0; count < 20; count++) {
+			page.change('a', `2-${count}`);
+			await turn(100);
+		}
+		expect(page.data('a')).toBeGreaterThan(0);
+		await turn(2000);
+		expect(page.data('a')).toBe(20);
+	});
+
+	test('an event during the first fetch has it fetched again', async () => {
+		const page = await live();
+		page.slow(500);
+		page.show('a');
+		await turn(100);
+		page.change('a', '2-0');
+		await turn(2000);
+		expect(page.fetches).toEqual(['a', 'a']);
+		expect(page.data('a')).toBe(1);
+	});
+
+	test('an event during a fetch that nobody looks at any more leaves it stale', async () => {
+		const page = await live();
+		page.slow(500);
+		const leave = page.show('a');
+		await turn(100);
+		page.change('a', '2-0');
+		await turn(50);
+		leave();
+		await turn(2000);
+		expect(page.queryClient.getQueryState(['item', 'a'])?.isInvalidated).toBe(true);
+	});
+
+	test('a hidden page only marks, and fetches when it is shown', async () => {
+		const page = await live();
+		page.show('a');
+		await turn(2000);
+		page.fetches.length = 0;
+		hide(true);
+		for (let count = 0; count < 5; count++) {
+			page.change('a', `2-${count}`);
+			await turn(3000);
+		}
+		expect(page.fetches).toEqual([]);
+		expect(page.queryClient.getQueryState(['item', 'a'])?.isInvalidated).toBe(true);
+		hide(false);
+		await turn();
+		expect(page.fetches).toEqual(['a']);
+		expect(page.data('a')).toBe(5);
+	});
+
+	test('reload_required: everything bound is fetched once, after a jitter', async () => {
+		const page = await live({ options: { bound: [['item']] } });
+		for (const id of ['a', 'b']) page.show(id);
+		page.queryClient.setQueryData(['other'], 1);
+		await turn(2000);
+		page.fetches.length = 0;
+		vi.spyOn(Math, 'random').mockReturnValue(0.5);
+		page.write(reload('5-0'));
+		await turn(FRAME_MS);
+		expect(page.fetches).toEqual([]);
+		expect(page.queryClient.getQueryState(['item', 'a'])?.isInvalidated).toBe(true);
+		await turn(1000);
+		vi.restoreAllMocks();
+		await turn(5000);
+		expect(page.fetches).toEqual(['a', 'b']);
+		expect(page.queryClient.getQueryState(['other'])?.isInvalidated).toBe(false);
+	});
+
+	test('a stream that begins here calls stale what was fetched before', async () => {
+		const page = start({ cursor: '' });
+		page.show('a');
+		await turn();
+		page.database.set('a', 7);
+		page.write('id: 9-0\n\n');
+		await turn(FRAME_MS);
+		expect(page.data('a')).toBe(7);
+	});
+
+	test('keys that throw make everything stale, and say so', async () => {
+		const report = vi.fn();
+		vi.stubGlobal('reportError', report);
+		const page = await live({
+			options: {
+				keys: {
+					argument_updated: () => {
+						throw new Error('no such id');
+					},
+				},
+			},
+		});
+		page.show('a');
+		await turn(2000);
+		page.change('a', '2-0');
+		await turn(FRAME_MS);
+		expect(page.data('a')).toBe(1);
+		expect(report).toHaveBeenCalledWith(new Error('no such id'));
+		vi.unstubAllGlobals();
+	});
+
+	test('unbound, nothing is fetched; bound anew after events, everything is stale; without any, nothing is', async () => {
+		const page = await live();
+		page.show('a');
+		await turn(2000);
+		page.fetches.length = 0;
+		page.unbind();
+		let unbind = bindQueryClient(page.sse, page.queryClient, { keys: KEYS });
+		await turn(100);
+		expect(page.fetches).toEqual([]);
+		unbind();
+		page.change('a', '2-0');
+		await turn(2000);
+		expect(page.fetches).toEqual([]);
+		unbind = bindQueryClient(page.sse, page.queryClient, { keys: KEYS });
+		await turn(100);
+		expect(page.data('a')).toBe(1);
+		unbind();
+		unbind();
+	});
+});
+
+describe('the cursor', () => {
+	test('follows only when the invalidation was issued', async () => {
+		const page = await live();
+		page.change('a', '2-0');
+		await turn();
+		expect([page.sse.lastEventId, page.unbind.lastEventId]).toEqual(['2-0', '1-0']);
+		await turn(FRAME_MS);
+		expect(page.unbind.lastEventId).toBe('2-0');
+	});
+
+	/** One slot, as localStorage. */
+	function makeStore() {
+		let stored: string | undefined;
+		const persister = {
+			persistClient: (client: PersistedCache) => void (stored = JSON.stringify(client)),
+			restoreClient: () => (stored === undefined ? undefined : (JSON.parse(stored) as PersistedCache)),
+			removeClient: () => void (stored = undefined),
+		};
+		const save = (queryClient: QueryClient, binding: Binding) =>
+			withCursor(persister, binding).persistClient({ timestamp: 0, buster: '', clientState: dehydrate(queryClient) });
+		return { persister, save, stored: () => JSON.parse(stored ?? 'null') };
+	}
+
+	test('is stored with the cache in one write, and resumed from', async () => {
+		const store = makeStore();
+		const page = await live();
+		page.show('a');
+		await turn(2000);
+		page.change('a', '2-0');
+		await turn(FRAME_MS);
+		page.change('a', '3-0');
+		await turn();
+		await store.save(page.queryClient, page.unbind); // in the middle of a frame
+		expect(store.stored().stalecast).toEqual({ stream: 'https://example.test/s ', lastEventId: '2-0' });
+
+		const next = start({ cursor: '' });
+		const restored = await withCursor(store.persister, next.unbind).restoreClient();
+		hydrate(next.queryClient, restored!.clientState);
+		expect(next.sse.lastEventId).toBe('2-0');
+		expect(next.unbind.lastEventId).toBe('2-0');
+		expect(next.queryClient.getQueryState(['item', 'a'])).toMatchObject({ data: 1, isInvalidated: false });
+	});
+
+	test('a fetch that an event overtook is stored as stale', async () => {
+		const store = makeStore();
+		const page = await live();
+		page.show('a');
+		await turn(2000);
+		page.slow(500);
+		void page.queryClient.refetchQueries({ queryKey: ['item', 'a'] });
+		await turn(100);
+		page.change('a', '2-0');
+		await turn(FRAME_MS);
+		await store.save(page.queryClient, page.unbind);
+		expect(store.stored().clientState.queries[0].state.isInvalidated).toBe(true);
+	});
+
+	test('too late, or of nobody, the cache is restored as stale; of another user, not at all', async () => {
+		const store = makeStore();
+		const page = await live();
+		page.show('a');
+		await turn(2000);
+		await store.save(page.queryClient, page.unbind);
+		const late = await live({ cursor: '' });
+		const restored = await withCursor(store.persister, late.unbind).restoreClient();
+		expect(restored!.clientState.queries.map(({ state }) => state.isInvalidated)).toEqual([true]);
+
+		const sse = new SSEClient('https://example.test/s', { scope: 'bob' }, testPlatform(() => new Response()));
+		const other = bindQueryClient(sse, new QueryClient(), { keys: KEYS });
+		expect(await withCursor(store.persister, other).restoreClient()).toBeUndefined();
+		expect(store.stored()).toBe(null);
+	});
+});
