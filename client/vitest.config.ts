@@ -1,12 +1,16 @@
 import { defineConfig } from 'vitest/config';
 
+const alias = [{ find: 'stalecast-client/zod', replacement: new URL('src/generated/zod.ts', import.meta.url).pathname }];
+
 export default defineConfig({
+	resolve: { alias },
 	test: {
 		projects: [
 			{ test: { name: 'unit', include: ['test/unit/**/*.test.{ts,tsx}'], environment: 'happy-dom' } },
 			{ test: { name: 'model', include: ['test/model/**/*.test.ts'] } },
 			{ test: { name: 'types', include: ['test/types/**/*.test-d.ts'], typecheck: { enabled: true, only: true } } },
 			{
+				extends: true,
 				test: {
 					name: 'browser',
 					include: ['test/browser/**/*.test.ts'],

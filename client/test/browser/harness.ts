@@ -4,7 +4,7 @@
  * Everything that is started here is ended here, by its own process.
  */
 
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, request as httpRequest, type Server, type ServerResponse } from 'node:http';
 import { createServer as createTcpServer } from 'node:net';
@@ -387,7 +387,3 @@ export class World {
 
 export const status = (page: Page): Promise<string> => page.evaluate(() => window.sse.status);
 export const seen = (page: Page): Promise<Window['seen']> => page.evaluate(() => window.seen);
-
-/** The schema as the server prints it. */
-export const serverSchema = (): string =>
-	execFileSync(PYTHON, ['-m', 'app', 'schema'], { cwd: PROJECT, encoding: 'utf8' });
