@@ -4,7 +4,7 @@
  * Such a fetch may bring what was read before the change, and its success makes the query count as fresh: the
  * invalidation would be lost (TanStack/query #8530, #11526). The same happens when a fetch is cancelled and the
  * query goes back to what it was before. So each of these queries is invalidated once more when that fetch
- * settles, unless another one has begun meanwhile.
+ * settles.
  */
 
 import type { Query } from '@tanstack/react-query';
@@ -23,8 +23,7 @@ export class Race {
 		const settled = () => {
 			if (this.#fetches.get(query) !== promise) return;
 			this.#fetches.delete(query);
-			// Another promise: a fetch that began after the event replaced this one.
-			if (query.promise && query.promise !== promise) return;
+			// Where a fetch that began after the event replaced this one, its success makes the query fresh again.
 			query.invalidate();
 			this.lost(query);
 		};

@@ -230,8 +230,10 @@ describe('streams that are held back', () => {
 	test('first bytes, and then nothing: polling begins beside the stream', async () => {
 		const { sse, streams, requests } = start({ initialLastEventId: '1-0' });
 		await turn();
-		streams[0]!.write('id: 1-0\n\n');
-		await turn(19_000);
+		streams[0]!.write('retry: 2000\n\n');
+		await turn(100);
+		streams[0]!.write('id: 1-0\n\n'); // one flush in two pieces proves no more
+		await turn(18_900);
 		expect(sse.status).toBe('live');
 		await turn(1100);
 		expect(requests.map(({ url }) => isPoll(url))).toEqual([false, true]);
