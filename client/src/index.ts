@@ -1,9 +1,8 @@
 export { type EventMap, SSEClient, type SSEClientOptions } from './core/client.js';
-export type { Mode } from './core/connection.js';
-export { compareIds } from './core/cursor.js';
 export type { Envelope } from './core/feed.js';
-export { type Failure, SSEErrorEvent, type Status } from './core/status.js';
+export type { SSEErrorEvent, Status } from './core/status.js';
 export type { HeadersSource } from './core/transport.js';
 export type { ServerEvents } from './generated/events.js';
+export type { Mode } from './polling.js';
 export type { Role } from './tabs/leader.js';
 export type { Register, RegisteredEvents } from './types.js';

@@ -1,64 +1,206 @@
 /**
- * The fall-back: ask every few seconds for what was missed.
+ * Where blocks come from: the stream, and polling where streams do not come through.
  *
- * The question is the stream's own request with `live=false`, which the server ends where the live part would
- * begin: a proxy that holds a stream back lets an answer that ends through. So polling loses nothing and
- * fetches nothing needlessly; it is only later.
+ * Some proxies hold a stream back. Then the client asks every few seconds for what was missed, by the stream's
+ * own request with `live=false`, which the server ends where the live part would begin: an answer that ends
+ * comes through. So polling loses nothing and fetches nothing needlessly; it is only later. Beside it the
+ * stream is tried again, ever more rarely, until it is seen to come through as it is sent.
  */
 
-import type { Platform } from './core/platform.js';
-import { attempt, type Outcome, type TransportListener, type TransportOptions } from './core/transport.js';
+import { backoffMs } from './core/backoff.js';
+import { createConnection } from './core/connection.js';
+import type { Block } from './core/parser.js';
+import { createTimer, type Platform } from './core/platform.js';
+import type { Outcome, TransportOptions } from './core/transport.js';
 
-export interface PollingHost extends TransportListener {
-	cursor(): string;
-	/** After each question. */
-	answered(outcome: Outcome): void;
+/** `auto` changes to polling and back by itself; the others force one. */
+export type Mode = 'auto' | 'stream' | 'poll';
+
+/** What one source can be, in one tab; see `Status`. */
+export type SourceStatus = 'connecting' | 'live' | 'polling' | 'offline';
+
+export interface SourceOptions extends TransportOptions {
+	/** `poll` or `stream` force one. Default: `auto`, which polls only while streams do not come through. */
+	mode?: Mode | undefined;
+	/** First ceiling of the drawn reconnect delay, in ms; it doubles. Default: 1000. */
+	backoffBaseMs?: number | undefined;
+	/** Last ceiling, in ms. Default: 30000. */
+	backoffCapMs?: number | undefined;
+	/** A stream that stood this long ends the memory of earlier failures, in ms. Default: 10000. */
+	healthyMs?: number | undefined;
+	/**
+	 * How long after its first bytes a stream may bring nothing before it counts as held back, in ms; more than
+	 * one of the server's heartbeats. Default: 20000.
+	 */
+	doubtMs?: number | undefined;
+	/** Between polls, in ms; up to a quarter more. Default: 7000. */
+	pollMs?: number | undefined;
+	/** While polling, until the stream is tried again, in ms; then twice as long, up to eight times. Default: 60000. */
+	probeMs?: number | undefined;
 }
 
-export class Polling {
-	#running: AbortController | undefined;
-	#resume: (() => void) | undefined;
+export interface Source {
+	readonly status: SourceStatus;
+	mode: Mode;
+	start(): void;
+	stop(): void;
+	/** If it is running: cut what stands, and try at once, from the cursor as it is now. */
+	restart(): void;
+	/** As a connection's. */
+	wake(): void;
+}
 
-	constructor(
-		private readonly platform: Platform,
-		private readonly url: string,
-		private readonly options: TransportOptions & { pollMs: number },
-		private readonly host: PollingHost,
-	) {}
+/** What comes this long after the first piece was not held back with it. */
+const PROOF_MS = 1000;
+const PROBE_LIMIT_DOUBLINGS = 3;
 
-	get isRunning(): boolean {
-		return !!this.#running;
-	}
+/**
+ * `changed` is told of each change of its status; `failed`, of each attempt that did: refused, the source has
+ * stopped, otherwise it tries again.
+ */
+export function createSource(
+	platform: Platform,
+	url: string,
+	options: SourceOptions,
+	cursor: () => string,
+	receive: (blocks: Block[]) => void,
+	changed: () => void,
+	failed: (outcome: Outcome) => void,
+): Source {
+	const {
+		backoffBaseMs = 1000,
+		backoffCapMs = 30_000,
+		healthyMs = 10_000,
+		doubtMs = 20_000,
+		// The server keeps a topic at hand for 10 s after its last client.
+		pollMs = 7000,
+		probeMs = 60_000,
+	} = options;
+	let { mode = 'auto' } = options;
+	let isRunning = false;
+	/** The newest attempt has a stream, and what comes through counts. */
+	let isLive = false;
+	/** Undefined while there is no polling. */
+	let pollWorks: boolean | undefined;
+	/** When the stream that stands brought something first. */
+	let firstAt = 0;
+	let retryMs = 0;
+	let failures = 0;
+	/** Streams that were held back on the way, since one came through. */
+	let muted = 0;
+	const doubtful = createTimer(platform);
 
-	start(): void {
-		if (this.#running) return;
-		this.#running = new AbortController();
-		void this.#run(this.#running.signal);
-	}
+	/** The stream may be held back somewhere. */
+	const doubt = () => {
+		if (mode !== 'auto') return;
+		muted++;
+		isLive = false;
+		poll();
+		changed();
+	};
+	const poll = () => {
+		pollWorks ??= false;
+		polling.start();
+	};
+	const stopPolling = () => {
+		polling.stop();
+		pollWorks = undefined;
+	};
+	/** No stream stands any more. */
+	const lose = () => {
+		isLive = false;
+		firstAt = 0;
+		doubtful();
+	};
+	const tell = (outcome: Outcome) => {
+		if (outcome.kind === 'refused') stop();
+		if (outcome.kind !== 'cut') failed(outcome);
+	};
 
-	stop(): void {
-		this.#running?.abort();
-		this.#running = undefined;
-		this.#resume?.();
-	}
-
-	async #run(signal: AbortSignal): Promise<void> {
-		const { platform, options, host } = this;
-		const url = this.url + (this.url.includes('?') ? '&' : '?') + 'live=false';
-		while (!signal.aborted) {
-			// An answer that ends needs no patience for heartbeats.
-			const outcome = await attempt(platform, url, host.cursor(), options, host, signal);
-			if (signal.aborted) return;
-			host.answered(outcome);
-			// Up to a quarter more: tabs and browsers that began together shall not stay together.
-			const pauseMs = Math.max(options.pollMs * (1 + platform.random() / 4), outcome.floorMs ?? 0);
-			await new Promise<void>((resolve) => {
-				const timer = platform.setTimeout(resolve, pauseMs);
-				this.#resume = () => {
-					platform.clearTimeout(timer);
-					resolve();
-				};
-			});
+	const retry = (ms: number) => {
+		retryMs = ms;
+	};
+	const piece = (blocks: Block[]) => {
+		const now = platform.Date.now();
+		if (!firstAt) {
+			// First pieces prove little: many proxies let just those through, with the headers.
+			firstAt = now;
+			doubtful(doubt, doubtMs);
+		} else if (now - firstAt >= PROOF_MS) {
+			doubtful();
+			muted = 0;
+			stopPolling();
 		}
-	}
+		const wasLive = isLive;
+		isLive = pollWorks === undefined;
+		receive(blocks);
+		if (isLive !== wasLive) changed();
+	};
+	const stream = createConnection(platform, url, options, cursor, piece, retry, (outcome) => {
+		if (firstAt && platform.Date.now() - firstAt >= healthyMs) failures = 0;
+		lose();
+		tell(outcome);
+		if (outcome.kind === 'mute') doubt();
+		changed();
+		const pauseMs = backoffMs(backoffBaseMs, backoffCapMs, failures++, platform.Math.random());
+		const probeAfterMs = pollWorks === undefined ? 0 : probeMs * 2 ** Math.min(muted - 1, PROBE_LIMIT_DOUBLINGS);
+		return Math.max(pauseMs, probeAfterMs, retryMs);
+	});
+
+	const question = url + (url.includes('?') ? '&' : '?') + 'live=false';
+	const polling = createConnection(platform, question, options, cursor, receive, retry, (outcome) => {
+		pollWorks = outcome.kind === 'ended';
+		if (!pollWorks) {
+			tell(outcome);
+			if (!outcome.floorMs && mode === 'auto') {
+				// It is not the stream, then: there is no way to the server at all.
+				stopPolling();
+				stream.wake();
+			}
+		}
+		changed();
+		// Up to a quarter more: tabs and browsers that began together shall not stay together.
+		return pollMs * (1 + platform.Math.random() / 4);
+	});
+
+	const start = () => {
+		isRunning = true;
+		if (mode === 'poll') poll();
+		else stream.start();
+	};
+	const stop = () => {
+		isRunning = false;
+		stream.stop();
+		stopPolling();
+		lose();
+	};
+	const restart = () => {
+		if (!isRunning) return;
+		stop();
+		start();
+	};
+
+	return {
+		get status() {
+			if (isLive) return 'live';
+			if (pollWorks) return 'polling';
+			return platform.navigator?.onLine === false ? 'offline' : 'connecting';
+		},
+		get mode() {
+			return mode;
+		},
+		set mode(wanted) {
+			if (wanted === mode) return;
+			mode = wanted;
+			muted = 0;
+			restart();
+		},
+		start,
+		stop,
+		restart,
+		wake() {
+			stream.wake();
+			polling.wake();
+		},
+	};
 }

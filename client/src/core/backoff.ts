@@ -1,20 +1,5 @@
-/** How long to wait before the next attempt: full jitter under a doubling ceiling, above a floor. */
-export class Backoff {
-	#failures = 0;
+/** How long to wait before the next attempt. Pure. */
 
-	constructor(
-		private readonly baseMs: number,
-		private readonly capMs: number,
-		private readonly random: () => number,
-	) {}
-
-	/** Milliseconds. `floorMs` is what the server asked for (`retry:`, Retry-After). */
-	next(floorMs: number): number {
-		const ceiling = Math.min(this.capMs, this.baseMs * 2 ** this.#failures++);
-		return Math.max(floorMs, this.random() * ceiling);
-	}
-
-	reset(): void {
-		this.#failures = 0;
-	}
-}
+/** Full jitter under a ceiling that doubles with each failure: milliseconds; `draw` is from [0, 1). */
+export const backoffMs = (baseMs: number, capMs: number, failures: number, draw: number): number =>
+	draw * Math.min(capMs, baseMs * 2 ** failures);

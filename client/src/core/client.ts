@@ -1,85 +1,34 @@
 /** The client as an application sees it: what is told to whom, and when there is a stream at all. */
 
+import type { Mode } from '../polling.js';
 import { groupName } from '../tabs/channel.js';
-import { type Role, Tabs, type TabsOptions } from '../tabs/leader.js';
+import { createTabs, type Role, type Tabs, type TabsOptions } from '../tabs/leader.js';
 import type { RegisteredEvents } from '../types.js';
-import { Connection, type ConnectionOptions, type Mode } from './connection.js';
-import { type Envelope, Feed } from './feed.js';
-import { browserPlatform, type Platform } from './platform.js';
-import { SSEErrorEvent, type Status } from './status.js';
-import type { Block, HeadersSource, Outcome } from './transport.js';
+import { createFeed, type Envelope, type Feed } from './feed.js';
+import type { Platform } from './platform.js';
+import type { SSEErrorEvent, Status } from './status.js';
+import type { Outcome } from './transport.js';
 
-export interface SSEClientOptions {
-	/**
-	 * Sent with every request; a function is asked anew for each, and once more, with `refresh: true`, when the
-	 * server answered 401. Default: none.
-	 */
-	headers?: HeadersSource;
+export interface SSEClientOptions extends TabsOptions {
 	/**
 	 * Who the user is, e.g. a user id: tabs share a stream only within one scope. With `headers` and without a
 	 * scope nothing is shared, since nobody can tell whose stream it is. Default: none.
 	 */
-	scope?: string;
+	scope?: string | undefined;
 	/** Whether the tabs of a browser share one stream. Default: true. */
-	shareTabs?: boolean;
+	shareTabs?: boolean | undefined;
 	/**
 	 * Where to begin: the position that the cache was read at (`GET /v1/topics/{topicId}/cursor`, asked before
 	 * the data). Default: at the newest event, and whatever was fetched before is called stale.
 	 */
-	initialLastEventId?: string;
-	/** As for fetch. Default: `same-origin`. */
-	credentials?: RequestCredentials;
-	/** Default: the global one. */
-	fetch?: typeof fetch;
-	/** `poll` or `stream` force one. Default: `auto`, which polls only while streams do not come through. */
-	mode?: Mode;
-	/** How long until a stream that brought nothing yet counts as held back, in ms. Default: 8000. */
-	muteAfterMs?: number;
-	/** How long a stream may be silent, in ms; three of the server's heartbeats. Default: 45000. */
-	silenceMs?: number;
-	/** First ceiling of the drawn reconnect delay, in ms; it doubles. Default: 1000. */
-	backoffBaseMs?: number;
-	/** Last ceiling, in ms. Default: 30000. */
-	backoffCapMs?: number;
-	/** A stream that stood this long ends the memory of earlier failures, in ms. Default: 10000. */
-	healthyMs?: number;
-	/**
-	 * How long after its first bytes a stream may bring nothing before it counts as held back, in ms; more than
-	 * one of the server's heartbeats. Default: 20000.
-	 */
-	doubtMs?: number;
-	/** Between polls, in ms; up to a quarter more. Default: 7000. */
-	pollMs?: number;
-	/** While polling, until the stream is tried again, in ms. Default: 60000. */
-	probeMs?: number;
-	/** Between the tabs' signs of life, in ms. Default: 2000. */
-	beatMs?: number;
-	/** A visible tab takes the stream over from a hidden one after this, in ms. Default: 1000. */
-	takeoverMs?: number;
+	initialLastEventId?: string | undefined;
 }
-
-const DEFAULTS: ConnectionOptions & TabsOptions = {
-	muteAfterMs: 8000,
-	silenceMs: 45_000,
-	backoffBaseMs: 1000,
-	backoffCapMs: 30_000,
-	healthyMs: 10_000,
-	doubtMs: 20_000,
-	// The server keeps a topic at hand for 10 s after its last client.
-	pollMs: 7000,
-	probeMs: 60_000,
-	beatMs: 2000,
-	takeoverMs: 1000,
-};
 
 /** The data of each event, by its name; an interface will do. */
 export type EventMap = object;
 
 /** As `on` passes it. */
 type Handler<D> = (data: D, lastEventId: string) => void;
-
-/** Our own events live beside the server's, whose names may be anything. */
-const named = (event: string) => `stalecast:${event}`;
 
 interface ClientEvents {
 	/** Every event, as an envelope. */
@@ -117,53 +66,38 @@ export interface SSEClient<E extends EventMap = RegisteredEvents> {
  */
 // oxlint-disable-next-line typescript/no-unsafe-declaration-merging -- see the interface above
 export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarget {
-	static readonly CONNECTING = 0;
-	static readonly OPEN = 1;
-	static readonly CLOSED = 2;
-
 	/** Absolute in a browser. */
 	readonly url: string;
 	/** Whose stream it is; see the option. */
 	readonly scope: string;
-	#platform: Platform;
 	#feed: Feed;
-	#connection: Connection;
 	#tabs: Tabs;
 	#status: Status = 'connecting';
 	#holders = 0;
-	#isRunning = false;
 	#stopped: 'unauthorized' | 'closed' | undefined;
-	#unlisten: (() => void) | undefined;
 
 	/** `platform` is for tests: what stands in for the browser. */
-	constructor(url: string | URL, options: SSEClientOptions = {}, platform = browserPlatform(options.fetch)) {
+	constructor(url: string | URL, options: SSEClientOptions = {}, platform: Platform = globalThis) {
 		super();
-		const base = globalThis.document?.baseURI;
+		const { scope, shareTabs = true, initialLastEventId } = options;
+		const base = platform.document?.baseURI;
 		this.url = String(base ? new URL(url, base) : url);
-		this.scope = options.scope ?? '';
-		this.#platform = platform;
-		const settings = { ...DEFAULTS, ...definedOnly(options) };
-		this.#feed = new Feed(options.initialLastEventId ?? '', platform, {
-			began: () => this.dispatchEvent(new Event('began')),
-			event: (envelope) => this.#dispatch(envelope),
+		this.scope = scope ?? '';
+		this.#feed = createFeed(platform, (envelope) => {
+			this.dispatchEvent(
+				envelope ? new MessageEvent('message', { data: envelope, lastEventId: this.lastEventId }) : new Event('began'),
+			);
 		});
-		this.#connection = new Connection(platform, this.url, settings, {
-			cursor: () => this.#feed.cursor,
-			receive: (blocks) => this.#receive(blocks),
-			changed: () => this.#changed(),
-			failed: (outcome) => this.#fail(outcome, false),
-			refused: (outcome) => this.#refuse(outcome),
-		});
-		this.#connection.mode = options.mode ?? 'auto';
-		const isShared = (options.shareTabs ?? true) && (!options.headers || options.scope !== undefined);
-		this.#tabs = new Tabs(
-			isShared ? platform : { ...platform, locks: undefined },
-			groupName(this.url, this.scope),
-			settings,
-			this.#feed,
-			this.#connection,
-			() => this.#changed(),
-		);
+		const isShared = shareTabs && (!options.headers || scope !== undefined);
+		const group = isShared ? groupName(this.url, this.scope) : undefined;
+		const failed = (outcome: Outcome) => {
+			const fatal = outcome.kind === 'refused';
+			// Other tabs may have better headers: they get the lead.
+			if (fatal) this.#stop(outcome.status === 401 ? 'unauthorized' : 'closed');
+			this.dispatchEvent(Object.assign(new Event('error'), outcome, { fatal }));
+		};
+		this.#tabs = createTabs(platform, group, this.url, options, this.#feed, () => this.#changed(), failed);
+		if (initialLastEventId) this.seed(initialLastEventId);
 	}
 
 	get status(): Status {
@@ -172,9 +106,7 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 
 	/** As an EventSource's. */
 	get readyState(): 0 | 1 | 2 {
-		if (this.#stopped) return SSEClient.CLOSED;
-		const isOpen = ['live', 'follower', 'polling'].includes(this.#status);
-		return isOpen ? SSEClient.OPEN : SSEClient.CONNECTING;
+		return READY_STATES[this.#status] ?? 0;
 	}
 
 	/** The position up to which every event was dispatched; '' before there is one. */
@@ -184,28 +116,25 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 
 	/** Whether the server has answered: from then on events may be dispatched. */
 	get hasBegun(): boolean {
-		return this.#feed.lineage !== undefined;
+		return !!this.#feed.lineage;
 	}
 
-	/** Of this tab among those of the browser. */
-	get role(): Role {
+	/** Of this tab among those of the browser; undefined while it has no part. */
+	get role(): Role | undefined {
 		return this.#tabs.role;
 	}
 
 	get mode(): Mode {
-		return this.#connection.mode;
+		return this.#tabs.source.mode;
 	}
 
 	/** The switch: `poll` or `stream` force one, at once and in all tabs; `auto` decides by what comes through. */
 	set mode(mode: Mode) {
-		this.#tabs.mode = mode;
+		this.#tabs.use(mode);
 	}
 
 	/** For `useSyncExternalStore`: told of every change of `status`. */
-	readonly subscribe = (listener: () => void): (() => void) => {
-		this.addEventListener('statuschange', listener);
-		return () => this.removeEventListener('statuschange', listener);
-	};
+	readonly subscribe = (listener: () => void): (() => void) => this.#listen('statuschange', listener);
 
 	readonly getSnapshot = (): Status => this.#status;
 
@@ -222,7 +151,7 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 			isHeld = false;
 			this.#holders--;
 			// StrictMode, and whoever replaces one part of a page by another, asks again at once.
-			this.#platform.setTimeout(() => this.#update(), 0);
+			queueMicrotask(() => this.#update());
 		};
 	}
 
@@ -234,19 +163,21 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 	/** Try anew at once, also after `close()` or when the server refused. Does not ask for the stream. */
 	reconnect(): void {
 		this.#stopped = undefined;
-		if (this.#connection.isRunning) this.#connection.restart();
+		this.#tabs.source.restart();
 		this.#update();
 		this.#changed();
 	}
 
 	/** Called for every event of that name. Returns what ends it. */
 	on<K extends keyof E & string>(event: K, handler: Handler<E[K]>): () => void {
-		const listener = (told: Event) => {
-			const { data, lastEventId } = told as MessageEvent<E[K]>;
-			handler(data, lastEventId);
-		};
-		super.addEventListener(named(event), listener);
-		return () => super.removeEventListener(named(event), listener);
+		return this.#listen('message', ({ data: envelope, lastEventId }) => {
+			if (envelope.event === event) handler(envelope.data as E[K], lastEventId);
+		});
+	}
+
+	#listen<K extends keyof ClientEvents>(type: K, listener: (event: ClientEvents[K]) => void): () => void {
+		this.addEventListener(type, listener);
+		return () => this.removeEventListener(type, listener);
 	}
 
 	/**
@@ -254,34 +185,10 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 	 * if not, the stream has begun elsewhere, and the restored cache is stale.
 	 */
 	seed(lastEventId: string): boolean {
-		if (!this.#feed.seed(lastEventId)) return false;
-		if (this.#connection.isRunning) this.#connection.restart();
+		if (this.lastEventId) return false;
+		this.#feed.begin(lastEventId);
+		this.#tabs.source.restart();
 		return true;
-	}
-
-	// -- told by the parts
-
-	#receive(blocks: Block[]): void {
-		const fresh = this.#feed.receive(blocks);
-		if (!blocks.length) return;
-		this.#feed.prove();
-		this.#tabs.brought(fresh);
-	}
-
-	#dispatch(envelope: Envelope): void {
-		const lastEventId = this.#feed.cursor;
-		this.dispatchEvent(new MessageEvent('message', { data: envelope, lastEventId }));
-		this.dispatchEvent(new MessageEvent(named(envelope.event), { data: envelope.data, lastEventId }));
-	}
-
-	#fail({ message, status }: Outcome, fatal: boolean): void {
-		this.dispatchEvent(new SSEErrorEvent({ message, status, fatal }));
-	}
-
-	#refuse(outcome: Outcome): void {
-		// Other tabs may have better headers: they get the lead.
-		this.#stop(outcome.status === 401 ? 'unauthorized' : 'closed');
-		this.#fail(outcome, true);
 	}
 
 	#stop(status: 'unauthorized' | 'closed'): void {
@@ -291,49 +198,15 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 	}
 
 	#changed(): void {
-		this.#tabs.tellState();
-		const status = this.#currentStatus();
+		const status = this.#stopped ?? this.#tabs.status;
 		if (status === this.#status) return;
 		this.#status = status;
 		this.dispatchEvent(new Event('statuschange'));
 	}
 
-	#currentStatus(): Status {
-		if (this.#stopped) return this.#stopped;
-		const { leader } = this.#tabs;
-		if (!leader) return this.#connection.status;
-		return leader.status === 'live' ? 'follower' : leader.status;
-	}
-
-	// -- whether there is a stream
-
 	#update(): void {
-		const isWanted = this.#holders > 0 && !this.#stopped;
-		if (isWanted && !this.#unlisten) {
-			this.#unlisten = this.#platform.listen((event) => {
-				if (event === 'away') this.#run(false);
-				else if (event === 'back') this.#run(true);
-				else if (event !== 'online') this.#tabs.seen();
-				if (event !== 'hidden' && event !== 'away') this.#connection.wake();
-			});
-			this.#run(true);
-		} else if (!isWanted && this.#unlisten) {
-			this.#unlisten();
-			this.#unlisten = undefined;
-			this.#run(false);
-		}
-	}
-
-	#run(isRunning: boolean): void {
-		if (isRunning === this.#isRunning) return;
-		this.#isRunning = isRunning;
-		if (isRunning) this.#tabs.join();
-		else this.#tabs.leave();
-		this.#changed();
+		this.#tabs.want(this.#holders > 0 && !this.#stopped);
 	}
 }
 
-/** An option that is given as undefined is not given. */
-function definedOnly<T extends object>(options: T): Partial<T> {
-	return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as Partial<T>;
-}
+const READY_STATES: Partial<Record<Status, 0 | 1 | 2>> = { live: 1, follower: 1, polling: 1, unauthorized: 2, closed: 2 };

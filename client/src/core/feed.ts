@@ -7,10 +7,10 @@
  * before (from another tab, or from a poll beside the stream) and is dropped.
  */
 
-import type { Platform } from './platform.js';
-import type { Block } from './transport.js';
-import { compareIds } from './cursor.js';
-import { Ring } from '../tabs/ring.js';
+import { pushBounded, type Ring } from '../tabs/ring.js';
+import { isUpTo } from './cursor.js';
+import type { Block } from './parser.js';
+import { drawName, type Platform } from './platform.js';
 
 export interface Envelope {
 	event: string;
@@ -19,72 +19,59 @@ export interface Envelope {
 
 export const RELOAD = 'reload_required';
 
-export interface FeedListener {
-	/** The first position, without a cursor to prove what came before it. */
-	began(): void;
-	event(envelope: Envelope): void;
-}
-
-export class Feed {
+export interface Feed {
+	/** '' before there is one. */
+	cursor: string;
 	/** None while the cursor is only somebody's word (seeded), and before there is one. */
 	lineage: string | undefined;
-	readonly ring = new Ring();
-
-	constructor(
-		public cursor: string,
-		private readonly platform: Platform,
-		private readonly listener: FeedListener,
-	) {}
-
-	/** Begin at `cursor`, on somebody's word. False if the stream has begun elsewhere. */
-	seed(cursor: string): boolean {
-		if (this.cursor) return false;
-		this.cursor = cursor;
-		return true;
-	}
-
+	/** For tabs that come late. */
+	ring: Ring;
+	/** Begin anew at `cursor`: on somebody's word, until there is a lineage. */
+	begin(cursor: string): void;
 	/** The server has answered for the cursor. */
-	prove(): void {
-		this.lineage ??= String(this.platform.random());
-	}
+	prove(): void;
+	/** Returns the blocks that were new. */
+	receive(blocks: Block[]): Block[];
+}
 
-	/** Take `cursor` for granted: everything that this page has fetched is newer. */
-	join(cursor: string, lineage: string): void {
-		this.cursor = cursor;
-		this.lineage = lineage;
-		this.ring.reset(cursor, this.platform.now());
-	}
-
-	/** Returns the blocks that were new, each with an id. */
-	receive(blocks: Block[]): Block[] {
-		return blocks.filter((block) => this.#take(block));
-	}
-
-	#take({ id, data }: Block): boolean {
+/** `tell` is given each event; and nothing, once, where the first position proves nothing of what was before. */
+export function createFeed(platform: Platform, tell: (envelope?: Envelope) => void): Feed {
+	const take = (block: Block): boolean => {
+		const { id, data } = block;
 		const envelope = data === undefined ? undefined : parseEnvelope(data);
 		const isReload = envelope?.event === RELOAD;
-		const at = this.platform.now();
 		if (id !== undefined) {
-			if (!this.cursor) {
-				this.cursor = id;
-				this.ring.reset(id, at);
-				if (!isReload) this.listener.began();
-			} else if (isReload) {
-				this.cursor = id;
-			} else {
-				if (this.ring.baseAt === Infinity) this.ring.reset(this.cursor, at);
-				if ((compareIds(id, this.cursor) ?? 1) <= 0) return false;
-				this.cursor = id;
-				this.ring.push(data === undefined ? { id, at } : { id, data, at });
-			}
 			if (isReload) {
-				this.lineage = id;
-				this.ring.reset(id, at);
+				feed.begin(id);
+				feed.lineage = id;
+			} else if (!feed.cursor) {
+				feed.begin(id);
+				tell();
+			} else if (isUpTo(id, feed.cursor)) {
+				return false;
+			} else {
+				feed.cursor = id;
+				pushBounded(feed.ring, { ...block, id, at: platform.Date.now() });
 			}
 		}
-		if (envelope) this.listener.event(envelope);
+		if (envelope) tell(envelope);
 		return true;
-	}
+	};
+
+	const feed: Feed = {
+		cursor: '',
+		lineage: undefined,
+		ring: [],
+		begin(id) {
+			feed.cursor = id;
+			feed.ring = [{ id, at: platform.Date.now() }];
+		},
+		prove() {
+			feed.lineage ??= drawName(platform);
+		},
+		receive: (blocks) => blocks.filter(take),
+	};
+	return feed;
 }
 
 /** What cannot be read may have said anything: everything may be stale. */

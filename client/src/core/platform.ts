@@ -1,65 +1,57 @@
-/** What the client needs of a browser, gathered in one place so that a model of many tabs can stand in for it. */
-
-export type PageEvent = 'visible' | 'hidden' | 'online' | 'away' | 'back';
+/** What the client needs of a browser: its globals, by their own names, so that a model of many tabs can stand in for them. */
 
 export interface Channel {
+	onmessage: ((event: MessageEvent) => void) | null;
 	postMessage(message: unknown): void;
 	close(): void;
-	addEventListener(type: 'message', listener: (event: MessageEvent) => void): void;
 }
 
+/** Where something is optional, the client does without: on a server, in a worker, over plain HTTP. */
 export interface Platform {
 	fetch(url: string, init: RequestInit): Promise<Response>;
-	/** Milliseconds since 1970; every tab of a browser reads the same clock. */
-	now(): number;
-	setTimeout(run: () => void, ms: number): unknown;
+	setTimeout(run: () => void, ms?: number): unknown;
 	clearTimeout(timer: unknown): void;
-	random(): number;
-	/** When this page was navigated to: it has fetched nothing before. */
-	startedAt: number;
-	isHidden(): boolean;
-	isOnline(): boolean;
-	/**
-	 * Until the returned function is called. `away`: the page is being left, or frozen, and may never run
-	 * again; `back`: it runs again all the same.
-	 */
-	listen(listener: (event: PageEvent) => void): () => void;
-	/** Where either is missing, every tab connects itself. */
-	locks: Pick<LockManager, 'request'> | undefined;
-	openChannel: ((name: string) => Channel) | undefined;
+	/** Every tab of a browser reads the same clock. */
+	Date: { now(): number };
+	Math: { random(): number };
+	/** `timeOrigin`: when this page was navigated to; it has fetched nothing before. */
+	performance: { readonly timeOrigin: number };
+	document?: undefined | { readonly baseURI: string; readonly hidden: boolean };
+	navigator?: undefined | { readonly onLine?: boolean; readonly locks?: Pick<LockManager, 'request'> };
+	BroadcastChannel?: undefined | (new (name: string) => Channel);
+	addEventListener?(type: string, listener: (event: Event) => void, options: AddEventListenerOptions): void;
 }
 
-const CLOCK_TOLERANCE_MS = 1000;
-
-export function browserPlatform(fetch?: typeof globalThis.fetch): Platform {
-	const { document, navigator } = globalThis;
-	return {
-		// Not a kept reference: instrumentation and mocks replace it later.
-		fetch: (url, init) => (fetch ?? globalThis.fetch)(url, init),
-		now: Date.now,
-		setTimeout: (run, ms) => setTimeout(run, ms),
-		clearTimeout: (timer) => clearTimeout(timer as number),
-		random: Math.random,
-		// The clock that the origin was read from may have been set since.
-		startedAt: performance.timeOrigin - CLOCK_TOLERANCE_MS,
-		isHidden: () => !!document?.hidden,
-		isOnline: () => navigator?.onLine !== false,
-		listen(listener) {
-			const controller = new AbortController();
-			const on = (target: EventTarget | undefined, type: string, event: () => PageEvent) =>
-				target?.addEventListener(type, () => listener(event()), { signal: controller.signal });
-			on(document, 'visibilitychange', () => (document.hidden ? 'hidden' : 'visible'));
-			on(document, 'freeze', () => 'away');
-			on(document, 'resume', () => 'back');
-			// Not on EventTarget-less globals (Node).
-			if (document) {
-				on(globalThis as unknown as EventTarget, 'online', () => 'online');
-				on(globalThis as unknown as EventTarget, 'pagehide', () => 'away');
-				on(globalThis as unknown as EventTarget, 'pageshow', () => 'back');
-			}
-			return () => controller.abort();
-		},
-		locks: navigator?.locks,
-		openChannel: globalThis.BroadcastChannel && ((name) => new BroadcastChannel(name)),
+/** A timer of its own: each call replaces what the call before had set; without `run` nothing is set. */
+export function createTimer(platform: Platform): (run?: () => void, ms?: number) => void {
+	let timer: unknown;
+	return (run, ms) => {
+		platform.clearTimeout(timer);
+		timer = run && platform.setTimeout(run, ms);
 	};
+}
+
+/** A name that no other tab has. */
+export const drawName = (platform: Platform): string => `${platform.Math.random()}`;
+
+/** What a page can hear of, and whether it runs from then on: one that is frozen, or left, may never run again. */
+const PAGE_EVENTS: Record<string, boolean | undefined> = {
+	visibilitychange: undefined,
+	online: undefined,
+	freeze: false,
+	pagehide: false,
+	resume: true,
+	pageshow: true,
+};
+
+/** Until `signal` is aborted: the page begins or ceases to run; or, by `undefined`, it was shown or hidden, or is online. */
+export function listenToPage(
+	platform: Platform,
+	signal: AbortSignal,
+	hear: (isRunning: boolean | undefined) => void,
+): void {
+	for (const type in PAGE_EVENTS) {
+		// Captured: `freeze` and `resume` are the document's, and do not bubble.
+		platform.addEventListener?.(type, () => hear(PAGE_EVENTS[type]), { capture: true, signal });
+	}
 }

@@ -1,5 +1,7 @@
 /** What a client can be, and what it says when something goes wrong. */
 
+import type { Outcome } from './transport.js';
+
 /**
  * - `connecting`: no stream yet, or between two of them;
  * - `live`: this tab has the stream;
@@ -11,22 +13,7 @@
  */
 export type Status = 'connecting' | 'live' | 'follower' | 'polling' | 'offline' | 'unauthorized' | 'closed';
 
-/** Of an `error` event: what happened, the HTTP status if there was one, and whether the client gave up. */
-export interface Failure {
-	message: string;
-	status?: number | undefined;
-	fatal: boolean;
-}
-
-export class SSEErrorEvent extends Event implements Failure {
-	readonly message: string;
-	readonly status: number | undefined;
+/** An `error` event: what happened, and whether the client gave up. */
+export interface SSEErrorEvent extends Event, Outcome {
 	readonly fatal: boolean;
-
-	constructor(failure: Failure) {
-		super('error');
-		this.message = failure.message;
-		this.status = failure.status;
-		this.fatal = failure.fatal;
-	}
 }

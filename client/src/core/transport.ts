@@ -5,26 +5,21 @@
  * can send (headers) and in that it says why it ended.
  */
 
-import { createParser } from 'eventsource-parser';
-import type { Platform } from './platform.js';
-
-/** What a blank line ended: a position (`id`), an envelope as JSON text (`data`), or both. */
-export interface Block {
-	id?: string;
-	data?: string;
-}
+import { type Block, createParser } from './parser.js';
+import { createTimer, type Platform } from './platform.js';
 
 /**
  * How an attempt ended.
- * - `ended`: a stream that stood was ended, or cut;
+ * - `ended`: a stream that stood was ended, or its line was lost;
  * - `silent`: a stream stood, and then nothing came, not even heartbeats;
  * - `mute`: nothing ever came through;
  * - `failed`: there was no stream, this time;
- * - `refused`: there will be none.
+ * - `refused`: there will be none;
+ * - `cut`: by whoever made the attempt.
  */
 export interface Outcome {
-	type: 'ended' | 'silent' | 'mute' | 'failed' | 'refused';
-	message: string;
+	kind: 'ended' | 'silent' | 'mute' | 'failed' | 'refused' | 'cut';
+	message?: string;
 	status?: number;
 	/** Of Retry-After. */
 	floorMs?: number;
@@ -35,127 +30,103 @@ export type HeadersSource =
 	| ((asked: { refresh: boolean; signal: AbortSignal }) => HeadersInit | Promise<HeadersInit>);
 
 export interface TransportOptions {
+	/**
+	 * Sent with every request; a function is asked anew for each, and once more, with `refresh: true`, when the
+	 * server answered 401. Default: none.
+	 */
 	headers?: HeadersSource | undefined;
+	/** As for fetch. Default: `same-origin`. */
 	credentials?: RequestCredentials | undefined;
-	/** Nothing came through in this long: mute. */
-	muteAfterMs: number;
-	/** A stream on which nothing came for this long, heartbeats included, is cut. */
-	silenceMs: number;
+	/** Default: the global one. */
+	fetch?: typeof fetch | undefined;
+	/** How long until a stream that brought nothing yet counts as held back, in ms. Default: 8000. */
+	muteAfterMs?: number | undefined;
+	/** How long a stream may be silent, in ms; three of the server's heartbeats. Default: 45000. */
+	silenceMs?: number | undefined;
 }
 
-export interface TransportListener {
-	/** Each piece that arrived, with the blocks that it completed: none in a heartbeat. */
-	piece(blocks: Block[]): void;
-	retry(ms: number): void;
-}
+export const DEFAULT_SILENCE_MS = 45_000;
 
-/** Of one block, and of the line it arrives in: what is longer is no event stream of ours. */
-const BLOCK_LIMIT_CHARS = 1 << 20;
-
-/** Never rejects. `signal` ends it, as `ended`. */
+/**
+ * Never rejects. To cut it, abort `controller` with an outcome as the reason.
+ *
+ * `piece` is told of each piece that arrived, with the blocks that it completed: none in a heartbeat. `retry`, of
+ * each `retry:`, in milliseconds.
+ */
 export async function attempt(
 	platform: Platform,
 	url: string,
 	lastEventId: string,
 	options: TransportOptions,
-	listener: TransportListener,
-	signal: AbortSignal,
+	controller: AbortController,
+	piece: (blocks: Block[]) => void,
+	retry: (ms: number) => void,
 ): Promise<Outcome> {
-	const controller = new AbortController();
-	const abort = () => controller.abort();
-	const ended = new Promise<never>((_, reject) => {
-		controller.signal.onabort = reject;
-	});
-	ended.catch(() => {});
-	signal.addEventListener('abort', abort);
-	let overdue: Outcome | undefined;
-	let timer: unknown;
-	const allow = (ms: number, type: Outcome['type'], message: string) => {
-		platform.clearTimeout(timer);
-		timer = platform.setTimeout(() => {
-			overdue = { type, message };
-			abort();
-		}, ms);
-	};
-
-	const ask = async (refresh: boolean): Promise<Response> => {
-		const { headers: source, credentials = 'same-origin' } = options;
-		allow(options.silenceMs, 'failed', 'headers() took too long');
-		// Raced: a source that ignores its signal must not hold the client for ever.
-		const given = typeof source === 'function' ? source({ refresh, signal: controller.signal }) : source;
-		const headers = new Headers(await Promise.race([given, ended]));
-		headers.set('Accept', 'text/event-stream');
-		if (lastEventId) headers.set('Last-Event-ID', lastEventId);
-		allow(options.muteAfterMs, 'mute', 'nothing came through');
-		const asking = platform.fetch(url, { headers, credentials, cache: 'no-store', signal: controller.signal });
-		return Promise.race([asking, ended]);
-	};
-
+	const { headers: source, credentials, muteAfterMs = 8000, silenceMs = DEFAULT_SILENCE_MS } = options;
+	const { signal } = controller;
+	const deadline = createTimer(platform);
+	const allow = (ms: number, kind: Outcome['kind'], message: string) =>
+		deadline(() => controller.abort({ kind, message }), ms);
 	let stood = false;
-	try {
-		let response = await ask(false);
-		if (response.status === 401) {
-			response.body?.cancel().catch(() => {});
-			response = await ask(true);
-		}
-		const refusal = judge(response, platform.now());
-		if (refusal) return refusal;
+	const end = (message: string): Outcome => ({ kind: stood ? 'ended' : 'failed', message });
 
-		let blocks: Block[] = [];
-		let id: string | undefined;
-		const parser = createParser({
-			maxBufferSize: BLOCK_LIMIT_CHARS,
-			onId: (value) => {
-				id = value;
-				blocks.push({ id });
-			},
-			onEvent: ({ id: own, data }) => {
-				// The block with this id was pushed just before.
-				if (own !== undefined) blocks.pop();
-				blocks.push(own === undefined ? { data } : { id: own, data });
-			},
-			onRetry: listener.retry,
-			onError: (error) => {
-				if (error.type === 'max-buffer-size-exceeded') throw error;
-			},
-		});
-		const reader = response.body!.getReader();
+	const read = async (): Promise<Outcome> => {
+		let response!: Response;
+		for (const refresh of [false, true]) {
+			allow(silenceMs, 'failed', 'headers() took too long');
+			const headers = new Headers(await (typeof source === 'function' ? source({ refresh, signal }) : source));
+			signal.throwIfAborted();
+			headers.set('Accept', 'text/event-stream');
+			if (lastEventId) headers.set('Last-Event-ID', lastEventId);
+			allow(muteAfterMs, 'mute', 'nothing came through');
+			// Not a kept reference: instrumentation and mocks replace the global one later.
+			response = await (options.fetch ?? platform.fetch)(url, {
+				headers,
+				credentials: credentials!,
+				cache: 'no-store',
+				signal,
+			});
+			if (response.status !== 401) break;
+			await response.body?.cancel();
+		}
+		const { status, headers, body } = response;
+		const type = headers.get('Content-Type');
+		if (status !== 200 || !type?.startsWith('text/event-stream')) {
+			return {
+				// 204 is how a server tells an EventSource to stay away.
+				kind: status === 204 || (status > 399 && status < 500 && status !== 429) ? 'refused' : 'failed',
+				message: `the server answered ${status} with ${type}, not with text/event-stream`,
+				status,
+				floorMs: retryAfterMs(headers.get('Retry-After'), platform.Date.now()),
+			};
+		}
+		const parse = createParser(retry);
+		const reader = body!.getReader();
 		const decoder = new TextDecoder();
 		for (;;) {
-			const { done, value } = await Promise.race([reader.read(), ended]);
-			if (done) return { type: stood ? 'ended' : 'failed', message: 'the server ended the stream' };
+			const { done, value } = await reader.read();
+			signal.throwIfAborted();
+			if (done) return end('the server ended the stream');
 			stood = true;
-			allow(options.silenceMs, 'silent', 'the stream fell silent');
-			parser.feed(decoder.decode(value, { stream: true }));
-			listener.piece(blocks);
-			blocks = [];
+			allow(silenceMs, 'silent', 'the stream fell silent');
+			piece(parse(decoder.decode(value, { stream: true })));
 		}
+	};
+
+	// Raced: headers that never come, or a fetch that ignores its signal, must not hold the client for ever.
+	const cut = new Promise<Outcome>((resolve) => {
+		signal.onabort = () => resolve(signal.reason);
+	});
+	try {
+		return await Promise.race([cut, read()]);
 	} catch (error) {
-		return overdue ?? { type: stood ? 'ended' : 'failed', message: String(error) };
+		return end(String(error));
 	} finally {
-		platform.clearTimeout(timer);
-		signal.removeEventListener('abort', abort);
+		deadline();
 		controller.abort(); // what was not read to its end must not stay open
 	}
 }
 
-/** Nothing where a stream follows. */
-function judge(response: Response, nowMs: number): Outcome | undefined {
-	const { status, headers } = response;
-	const type = headers.get('Content-Type') ?? 'nothing';
-	if (status === 200 && type.startsWith('text/event-stream')) return undefined;
-	return {
-		// 204 is how a server tells an EventSource to stay away.
-		type: status === 204 || (status > 399 && status < 500 && status !== 429) ? 'refused' : 'failed',
-		message: `the server answered ${status}` + (status === 200 ? ` with ${type}, not text/event-stream` : ''),
-		status,
-		floorMs: retryAfterMs(headers.get('Retry-After'), nowMs),
-	};
-}
-
 /** RFC 9110, section 10.2.3: seconds or a date. 0 for anything else. */
-export function retryAfterMs(value: string | null, nowMs: number): number {
-	if (!value) return 0;
-	const ms = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - nowMs;
-	return ms > 0 ? ms : 0;
-}
+export const retryAfterMs = (value: string | null, nowMs: number): number =>
+	Math.max(0, Number(value) * 1000 || Date.parse(value!) - nowMs) || 0;

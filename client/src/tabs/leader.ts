@@ -11,302 +11,293 @@
  * stream of its own for as long as it takes to catch up.
  */
 
-import type { Connection, Mode } from '../core/connection.js';
 import type { Feed } from '../core/feed.js';
-import type { Platform } from '../core/platform.js';
-import type { Block } from '../core/transport.js';
-import { type LeaderState, type Message, TabChannel } from './channel.js';
+import type { Block } from '../core/parser.js';
+import { type Channel, createTimer, drawName, listenToPage, type Platform } from '../core/platform.js';
+import type { Status } from '../core/status.js';
+import type { Outcome } from '../core/transport.js';
+import { createSource, type Mode, type Source, type SourceOptions } from '../polling.js';
+import type { LeaderState, Message, Question, Word } from './channel.js';
+import { entriesAfter, entriesSince } from './ring.js';
 
-export interface TabsOptions {
-	/** A follower that heard nothing for so long asks; one that heard nothing for thrice that steals. */
-	beatMs: number;
-	/** A tab takes over from a hidden leader once it has been visible for so long. */
-	takeoverMs: number;
+export interface TabsOptions extends SourceOptions {
+	/** Between the tabs' signs of life, in ms. Default: 2000. */
+	beatMs?: number | undefined;
 }
 
 export type Role = 'alone' | 'leader' | 'follower';
 
-/** A hidden tab is in less of a hurry to steal than one that somebody looks at. */
-const PATIENCE = { visible: 3, hidden: 9 };
-
-export class Tabs {
-	role: Role = 'follower';
-	/** Of the leader that this follower is in step with. */
-	leader: LeaderState | undefined;
-	readonly #id: string;
-	#channel: TabChannel | undefined;
-	#term = '';
-	#count = 0;
-	/** Ends the wait for the lock. */
-	#waiting: AbortController | undefined;
-	/** Lets the lock go. */
-	#release: (() => void) | undefined;
-	#timer: unknown;
-	#takeover: unknown;
-	#heardAt = 0;
-	#tickedAt = 0;
-	/** The request that the lock is held by. */
-	#turn: object | undefined;
-	/** The leader's lineage when the stream of one's own was opened: what that stream proves is no older. */
-	#noted: string | undefined;
-	#isProven = false;
-
-	constructor(
-		private readonly platform: Platform,
-		private readonly name: string,
-		private readonly options: TabsOptions,
-		private readonly feed: Feed,
-		private readonly connection: Connection,
-		private readonly changed: () => void,
-	) {
-		this.#id = String(platform.random());
-	}
-
-	join(): void {
-		const { platform } = this;
-		if (!platform.locks || !platform.openChannel) return this.#stayAlone();
-		try {
-			this.#channel = new TabChannel(platform, this.name, (message) => this.#hear(message));
-		} catch {
-			return this.#stayAlone(); // an opaque origin
-		}
-		this.role = 'follower';
-		this.#heardAt = this.#tickedAt = platform.now();
-		this.#wait();
-		this.#ask();
-		this.#tick();
-	}
-
-	leave(): void {
-		this.#channel?.close();
-		this.#channel = undefined;
-		this.#waiting?.abort();
-		this.#release?.();
-		this.#turn = this.#release = undefined;
-		this.platform.clearTimeout(this.#timer);
-		this.platform.clearTimeout(this.#takeover);
-		this.leader = undefined;
-		this.role = 'follower';
-		this.connection.stop();
-	}
-
-	/** The page was shown or hidden. */
-	seen(): void {
-		if (this.role === 'leader') this.tellState();
-		else this.#considerTakeover();
-	}
-
-	/** This tab's own stream brought something; `fresh` is what was new to it. */
-	brought(fresh: Block[]): void {
-		if (this.role === 'follower') {
-			this.#isProven = true;
-			this.#ask(); // perhaps it has caught up
-		} else if (fresh.length) {
-			this.#count++;
-			this.#post({ type: 'news', state: this.#state(), blocks: fresh });
-		} else {
-			this.tellState();
-		}
-	}
-
+export interface Tabs {
+	/** Undefined while this tab takes no part. */
+	readonly role: Role | undefined;
+	readonly status: Status;
+	/** This tab's own. */
+	readonly source: Source;
 	/** Whoever leads, now or later, uses this mode. */
-	set mode(mode: Mode) {
-		this.connection.mode = mode;
-		this.#post({ type: 'mode', mode });
-		this.tellState();
-	}
+	use(mode: Mode): void;
+	/** From now on there shall be a stream, or none, whenever the page runs. */
+	want(isWanted: boolean): void;
+}
 
-	tellState(): void {
-		if (this.role === 'leader') this.#post({ type: 'state', state: this.#state() });
-	}
+/** So many beats without a sign of the leader, until it is stolen from: a hidden tab is in less of a hurry. */
+const PATIENCE_BEATS = 3;
+const HIDDEN_PATIENCE_BEATS = 9;
+
+/** The clock that `timeOrigin` was read from may have been set since. */
+const CLOCK_TOLERANCE_MS = 1000;
+
+/**
+ * `name` is the group's; without one, this tab keeps to itself. `told` hears that the status changed, perhaps;
+ * `failed` is the source's.
+ */
+export function createTabs(
+	platform: Platform,
+	name: string | undefined,
+	url: string,
+	options: TabsOptions,
+	feed: Feed,
+	told: () => void,
+	failed: (outcome: Outcome) => void,
+): Tabs {
+	const { beatMs = 2000 } = options;
+	const id = drawName(platform);
+	let role: Role | undefined;
+	/** Of the leader that this follower is in step with. */
+	let leader: LeaderState | undefined;
+	let channel: Channel | undefined;
+	let term: string;
+	let count: number;
+	/** Ends the wait for the lock. */
+	let waiting: AbortController;
+	/** Lets the lock go. */
+	let release = () => {};
+	let heardAt: number;
+	let tickedAt: number;
+	/** The leader's lineage when the stream of one's own was opened: what that stream proves is no older. */
+	let noted: string | undefined;
+	/** The same, once that stream has proven something. */
+	let proven: string | undefined;
+	/** To the page, for as long as a stream is wanted. */
+	let listening: AbortController | undefined;
+	const beat = createTimer(platform);
+	const isHidden = () => !!platform.document?.hidden;
+
+	const changed = () => {
+		tell();
+		told();
+	};
+
+	const receive = (blocks: Block[]) => {
+		const fresh = feed.receive(blocks);
+		if (!blocks.length) return;
+		feed.prove();
+		if (role === 'follower') {
+			proven = noted;
+			ask(); // perhaps it has caught up
+		} else {
+			if (fresh.length) count++;
+			tell({ blocks: fresh });
+		}
+	};
+	const source = createSource(platform, url, options, () => feed.cursor, receive, changed, failed);
+
+	const stop = () => {
+		source.stop();
+		leader = noted = proven = undefined;
+	};
+
+	const leave = () => {
+		channel?.close();
+		channel = role = undefined;
+		waiting?.abort();
+		release();
+		beat();
+		stop();
+		changed();
+	};
+
+	const run = (isRunning: boolean) => {
+		if (isRunning === !!role) return;
+		if (!isRunning) return leave();
+		try {
+			// Whatever is missing throws: the one, the other, or the right to use them.
+			if (!name) throw name;
+			channel = new platform.BroadcastChannel!(name);
+			channel.onmessage = ({ data }) => hear(data as Message);
+			follow();
+			tickedAt = heardAt;
+			tick();
+		} catch {
+			stayAlone();
+		}
+	};
 
 	// -- the lock
 
-	#wait(): void {
-		this.#waiting = new AbortController();
-		this.#request({ signal: this.#waiting.signal });
-	}
-
-	#request(options: LockOptions): void {
-		const channel = this.#channel;
-		const turn = {};
-		this.platform
-			.locks!.request(this.name, options, () => {
-				if (this.#channel !== channel) return; // it left meanwhile
-				this.#turn = turn;
-				this.#waiting?.abort();
-				return new Promise<void>((release) => {
-					this.#release = release;
-					this.#lead();
+	const request = (options: LockOptions) => {
+		const joined = channel;
+		let mine: typeof release | undefined;
+		platform
+			.navigator!.locks!.request(name!, options, () => {
+				if (channel !== joined) return undefined; // it left meanwhile
+				waiting.abort();
+				return new Promise<void>((resolve) => {
+					release = mine = resolve;
+					role = 'leader';
+					leader = undefined;
+					term = drawName(platform);
+					count = 0;
+					source.start(); // or goes on, if it was catching up
+					changed();
 				});
 			})
 			.catch((error: Error) => {
-				if (this.#channel !== channel || !channel) return;
-				if (this.#turn === turn) this.#follow(); // stolen, and not by this tab itself
-				else if (error.name !== 'AbortError') this.#stayAlone(); // not allowed here
+				if (channel !== joined) return;
+				if (release === mine) follow(); // stolen, and not by this tab itself
+				else if (error.name !== 'AbortError') stayAlone(); // not allowed here
 			});
-	}
+	};
 
-	#steal(): void {
-		if (this.role === 'follower') this.#request({ steal: true });
-	}
+	const follow = () => {
+		stop();
+		role = 'follower';
+		heardAt = platform.Date.now();
+		waiting = new AbortController();
+		request({ signal: waiting.signal });
+		ask();
+		changed();
+	};
 
-	#lead(): void {
-		this.role = 'leader';
-		this.leader = undefined;
-		this.#term = String(this.platform.random());
-		this.#count = 0;
-		this.connection.start(); // or goes on, if it was catching up
-		this.tellState();
-		this.changed();
-	}
-
-	#follow(): void {
-		this.connection.stop();
-		this.role = 'follower';
-		this.#turn = this.#release = undefined;
-		this.#heardAt = this.platform.now();
-		this.#wait();
-		this.#ask();
-		this.changed();
-	}
-
-	#stayAlone(): void {
-		this.leave();
-		this.role = 'alone';
-		this.connection.start();
-		this.changed();
-	}
+	const stayAlone = () => {
+		leave();
+		role = 'alone';
+		source.start();
+		changed();
+	};
 
 	// -- messages
 
-	#state(): LeaderState {
-		return {
-			term: this.#term,
-			count: this.#count,
-			lineage: this.feed.lineage,
-			status: this.connection.status,
-			mode: this.connection.mode,
-			isHidden: this.platform.isHidden(),
-		};
-	}
+	const post = (message: Message) => channel?.postMessage(message);
 
-	#post(message: Message): void {
-		this.#channel?.post(message);
-	}
+	/** To whoever follows this tab: how it is, and what else there is to say. */
+	const tell = (more?: Partial<Word>) => {
+		if (role !== 'leader') return;
+		const { status, mode } = source;
+		post({ term, count, lineage: feed.lineage, status, mode, isHidden: isHidden(), ...more });
+	};
 
-	#ask(): void {
-		this.#post({
-			type: 'ask',
-			from: this.#id,
-			cursor: this.feed.cursor,
-			lineages: [this.feed.lineage, this.#isProven ? this.#noted : undefined],
-			since: this.platform.startedAt,
+	const ask = () =>
+		post({
+			from: id,
+			cursor: feed.cursor,
+			lineages: [feed.lineage, proven],
+			since: platform.performance.timeOrigin - CLOCK_TOLERANCE_MS,
 		});
-	}
 
-	#hear(message: Message): void {
-		if (message.type === 'ask') {
-			if (this.role === 'leader') this.#answer(message);
-			return;
+	const answer = ({ from: to, cursor, lineages, since }: Question) => {
+		const { lineage, ring } = feed;
+		if (!lineage) return tell();
+		const here = { id: feed.cursor };
+		if (cursor) {
+			const blocks = entriesAfter(ring, cursor, lineages.includes(lineage));
+			tell({ to, cursor, blocks: blocks && [...blocks, here] });
+		} else {
+			const blocks = entriesSince(ring, since);
+			tell({ to, cursor, blocks: blocks ?? [here], isWhole: !!blocks });
 		}
-		if (message.type === 'mode') {
-			this.connection.mode = message.mode;
-			return this.tellState();
+	};
+
+	const hear = (message: Message) => {
+		if ('from' in message) return role === 'leader' && answer(message);
+		if (!('term' in message)) {
+			source.mode = message.mode;
+			return tell();
 		}
 		// Two leaders at once: one was stolen from and has not heard of it yet. It will, from the browser.
-		if (this.role !== 'follower') return;
-		const { state } = message;
-		const before = this.leader;
-		this.#heardAt = this.platform.now();
-		if (this.connection.mode !== state.mode) this.connection.mode = state.mode;
-		if ('to' in message && message.to === this.#id && message.cursor === this.feed.cursor) {
-			if (message.type === 'give') this.#join(message);
-			else this.#catchUp(state.lineage);
-		} else if (state.lineage === undefined) {
-			this.leader = undefined; // it knows nothing yet, so there is nothing to ask
-		} else if (before?.term === state.term && before.count === state.count) {
-			this.leader = state;
-		} else if (before?.term === state.term && before.count + 1 === state.count && message.type === 'news') {
-			this.#take(state, message.blocks);
-		} else if (before || !('to' in message)) {
+		if (role !== 'follower') return;
+		const { to, blocks, lineage } = message;
+		const before = leader;
+		const missed = before?.term === message.term && message.count - before.count;
+		leader = undefined;
+		heardAt = platform.Date.now();
+		source.mode = message.mode;
+		if (to === id && message.cursor === feed.cursor) {
+			if (blocks) {
+				stop();
+				// Everything that this page has fetched is newer.
+				if (message.isWhole) feed.begin(blocks[0]!.id!);
+				take(message, blocks);
+			} else if (noted !== lineage) {
+				// What the ring does not have: a stream of one's own, until it has caught up with the ring. What a
+				// stream proved that was opened in another lineage says nothing in this one.
+				stop();
+				noted = lineage;
+				source.start();
+			}
+		} else if (missed === 0) {
+			leader = message;
+		} else if (missed === 1 && blocks && !to) {
+			take(message, blocks);
+		} else if (lineage && (before || !to)) {
 			// Not at every answer to somebody else: two that have to catch up would ask each other on for ever.
-			this.leader = undefined;
-			this.#ask();
+			ask();
 		}
-		this.#considerTakeover();
-		if (before?.status !== this.leader?.status) this.changed();
-	}
+		if (before?.status !== leader?.status) changed();
+	};
 
-	#join({ state, base, blocks }: Message & { type: 'give' }): void {
-		this.connection.stop();
-		this.#noted = undefined;
-		if (base !== undefined) this.feed.join(base, state.lineage!);
-		this.#take(state, blocks);
-	}
-
-	#take(state: LeaderState, blocks: Block[]): void {
-		this.leader = state;
-		this.feed.receive(blocks);
-		this.feed.lineage = state.lineage;
-	}
-
-	/** What the ring does not have: a stream of one's own, until it has caught up with the ring. */
-	#catchUp(lineage: string | undefined): void {
-		this.leader = undefined;
-		if (this.connection.isRunning && this.#noted === lineage) return;
-		// What a stream proved that was opened in another lineage says nothing in this one.
-		this.#noted = lineage;
-		this.#isProven = false;
-		this.connection.restart();
-	}
-
-	#answer({ from, cursor, lineages, since }: Message & { type: 'ask' }): void {
-		const { feed } = this;
-		const state = this.#state();
-		if (feed.lineage === undefined) return this.tellState();
-		if (!cursor) {
-			const late = feed.ring.since(since);
-			const blocks = late ? late.entries : [{ id: feed.cursor }];
-			return this.#post({ type: 'give', to: from, cursor, state, base: late?.base, blocks });
-		}
-		const blocks = feed.ring.after(cursor, lineages.includes(feed.lineage));
-		if (!blocks) return this.#post({ type: 'far', to: from, cursor, state });
-		this.#post({ type: 'give', to: from, cursor, state, blocks: [...blocks, { id: feed.cursor }] });
-	}
+	const take = (state: LeaderState, blocks: Block[]) => {
+		leader = state;
+		feed.receive(blocks);
+		feed.lineage = state.lineage;
+	};
 
 	// -- time
 
-	#tick(): void {
-		const { platform, options } = this;
-		const now = platform.now();
+	const tick = () => {
+		const now = platform.Date.now();
 		// It was this tab that slept: nobody could be heard.
-		if (now - this.#tickedAt > 2 * options.beatMs) this.#heardAt = now;
-		this.#tickedAt = now;
-		if (this.role === 'follower') {
-			const quietMs = now - this.#heardAt;
-			const patience = platform.isHidden() ? PATIENCE.hidden : PATIENCE.visible;
-			if (quietMs > options.beatMs * (patience + platform.random())) {
-				this.#heardAt = now;
-				this.#steal();
-			} else if (!this.leader || quietMs >= options.beatMs) {
-				this.#ask();
+		if (now - tickedAt > 2 * beatMs) heardAt = now;
+		tickedAt = now;
+		if (role === 'follower') {
+			const quietMs = now - heardAt;
+			const patience = isHidden() ? HIDDEN_PATIENCE_BEATS : PATIENCE_BEATS;
+			if (quietMs > beatMs * (patience + platform.Math.random()) || (leader?.isHidden && !isHidden())) {
+				heardAt = now;
+				request({ steal: true });
+			} else if (!leader || quietMs >= beatMs) {
+				ask();
 			}
 		}
-		this.#timer = platform.setTimeout(() => this.#tick(), options.beatMs);
-	}
+		beat(tick, beatMs);
+	};
 
-	#considerTakeover(): void {
-		const { platform } = this;
-		const wanted = () => this.role === 'follower' && !!this.leader?.isHidden && !platform.isHidden();
-		if (!wanted()) {
-			platform.clearTimeout(this.#takeover);
-			this.#takeover = undefined;
-		} else {
-			this.#takeover ??= platform.setTimeout(() => {
-				this.#takeover = undefined;
-				if (wanted()) this.#steal();
-			}, this.options.takeoverMs);
-		}
-	}
+	return {
+		get role() {
+			return role;
+		},
+		get status() {
+			const { status } = leader ?? source;
+			return leader && status === 'live' ? 'follower' : status;
+		},
+		source,
+		use(mode) {
+			source.mode = mode;
+			post({ mode });
+			tell();
+		},
+		want(isWanted) {
+			if (isWanted === !!listening) return;
+			listening?.abort();
+			listening = undefined;
+			if (isWanted) {
+				listening = new AbortController();
+				listenToPage(platform, listening.signal, (isRunning) => {
+					if (isRunning !== undefined) run(isRunning);
+					tell();
+					source.wake();
+				});
+			}
+			run(isWanted);
+		},
+	};
 }

@@ -1,7 +1,11 @@
-/** The newest blocks of a stream, so that a tab that comes late or slept needs no stream of its own. */
+/**
+ * The newest blocks of a stream, so that a tab that comes late or slept needs no stream of its own. Pure.
+ *
+ * The first entry is the base: behind its position nothing is missing. What is older, the server tells.
+ */
 
-import { compareIds } from '../core/cursor.js';
-import type { Block } from '../core/transport.js';
+import { isUpTo } from '../core/cursor.js';
+import type { Block } from '../core/parser.js';
 
 /** A block and when this browser had it, in milliseconds since 1970. */
 export interface Entry extends Block {
@@ -9,48 +13,29 @@ export interface Entry extends Block {
 	at: number;
 }
 
-/** Enough for a tab that slept through a busy minute; what is older, the server tells. */
+export type Ring = Entry[];
+
+/** Enough for a tab that slept through a busy minute. */
 const LIMIT_ENTRIES = 512;
 
-export class Ring {
-	/** Behind this position, reached at `baseAt`, nothing is missing. */
-	base = '';
-	baseAt = Infinity;
-	#entries: Entry[] = [];
+export function pushBounded(ring: Ring, entry: Entry): void {
+	if (ring.push(entry) > LIMIT_ENTRIES) ring.shift();
+}
 
-	/** Start anew: what is behind `base` will follow. */
-	reset(base: string, at: number): void {
-		this.base = base;
-		this.baseAt = at;
-		this.#entries = [];
-	}
+/**
+ * Everything behind `cursor`, or nothing where that cannot be said. `related`: the cursor is known to
+ * belong to the stream as it is now, so that its place can be told by order. Otherwise the entry itself has
+ * to be here: ids of a stream that was wiped meanwhile compare just as well.
+ */
+export function entriesAfter(ring: Ring, cursor: string, related: boolean): Entry[] | undefined {
+	const at = ring.findLastIndex(({ id }) => id === cursor || (related && isUpTo(id, cursor)));
+	return at < 0 ? undefined : ring.slice(at + 1);
+}
 
-	push(entry: Entry): void {
-		this.#entries.push(entry);
-		if (this.#entries.length > LIMIT_ENTRIES) {
-			const { id, at } = this.#entries.shift()!;
-			this.base = id;
-			this.baseAt = at;
-		}
-	}
-
-	/**
-	 * Everything behind `cursor`, or nothing where that cannot be said. `related`: the cursor is known to
-	 * belong to the stream as it is now, so that its place can be told by order. Otherwise the entry itself has
-	 * to be here: ids of a stream that was wiped meanwhile compare just as well.
-	 */
-	after(cursor: string, related: boolean): Entry[] | undefined {
-		const at = this.#entries.findLastIndex((entry) => entry.id === cursor);
-		if (at >= 0 || cursor === this.base) return this.#entries.slice(at + 1);
-		if (!related || !((compareIds(cursor, this.base) ?? -1) > 0)) return undefined;
-		return this.#entries.filter((entry) => !((compareIds(entry.id, cursor) ?? 1) <= 0));
-	}
-
-	/** Everything that came from `at` on, with the position before it; nothing where that cannot be said. */
-	since(at: number): { base: string; entries: Entry[] } | undefined {
-		if (at <= this.baseAt) return undefined; // within one millisecond, either may have been first
-		const first = this.#entries.findIndex((entry) => entry.at >= at);
-		if (first < 0) return { base: this.#entries.at(-1)?.id ?? this.base, entries: [] };
-		return { base: this.#entries[first - 1]?.id ?? this.base, entries: this.#entries.slice(first) };
-	}
+/** Everything that came from `at` on, led by the entry before it; nothing where that cannot be said. */
+export function entriesSince(ring: Ring, at: number): Entry[] | undefined {
+	// Within one millisecond, either may have been first.
+	const first = ring.findIndex((entry) => entry.at >= at);
+	const before = (first < 0 ? ring.length : first) - 1;
+	return before < 0 ? undefined : ring.slice(before);
 }

@@ -1,7 +1,7 @@
 import { zSseEnvelope } from 'stalecast-client/zod';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { attempt, type Block } from '../../src/core/transport.js';
-import { browserPlatform } from '../../src/core/platform.js';
+import type { Block } from '../../src/core/parser.js';
+import { attempt } from '../../src/core/transport.js';
 import { missing, waitUntil, World } from './harness.js';
 
 describe.skipIf(missing.length > 0)('frames of a running server', () => {
@@ -13,18 +13,18 @@ describe.skipIf(missing.length > 0)('frames of a running server', () => {
 		world.topic = 'contract';
 		const blocks: Block[] = [];
 		const stop = new AbortController();
-		const listener = { piece: (completed: Block[]) => void blocks.push(...completed), retry: () => {} };
+		const piece = (completed: Block[]) => void blocks.push(...completed);
 		const url = `${world.stalecastUrl}/v1/sse/${world.topic}`;
 		const options = { muteAfterMs: 8000, silenceMs: 45_000 };
 		// A cursor that no stream has: the first frame is a reload_required.
-		const outcome = attempt(browserPlatform(), url, '1-1', options, listener, stop.signal);
+		const outcome = attempt(globalThis, url, '1-1', options, stop, piece, () => {});
 		await waitUntil('the stream stands', () => blocks.length > 0);
 		for (const id of ['seven', 'sieben ☃', 7, -(2 ** 53 - 1)]) {
 			await world.publish({ event: 'argument_updated', data: { id, reason: 'edited "so"\n' } });
 		}
 		await waitUntil('all have come', () => blocks.filter(({ data }) => data !== undefined).length === 5);
-		stop.abort();
-		expect((await outcome).type).toBe('ended');
+		stop.abort({ kind: 'cut' });
+		expect((await outcome).kind).toBe('cut');
 		const envelopes = blocks.flatMap(({ data }) => (data === undefined ? [] : [zSseEnvelope.parse(JSON.parse(data))]));
 		expect(envelopes.map(({ event }) => event)).toEqual(['reload_required', ...Array(4).fill('argument_updated')]);
 		expect(envelopes.slice(1).map(({ data }) => 'id' in data && data.id)).toEqual(['seven', 'sieben ☃', 7, -(2 ** 53 - 1)]);

@@ -7,7 +7,7 @@
  */
 
 import { SSEClient, type SSEClientOptions } from '../../src/core/client.js';
-import type { Channel, PageEvent, Platform } from '../../src/core/platform.js';
+import type { Channel, Platform } from '../../src/core/platform.js';
 
 /** Beyond any chain of promises between two things that wait. */
 const SETTLE_TURNS = 4;
@@ -77,6 +77,8 @@ export class Server {
 	#last = { ms: 0, seq: 0 };
 	#earliest = 0;
 	#origin = 2 ** 32 + 1;
+	/** Something was trimmed since the last wipe. */
+	#isTrimmed = false;
 	#lines = new Set<Line>();
 
 	constructor(private readonly clock: Clock) {
@@ -111,12 +113,15 @@ export class Server {
 
 	/** All but the newest `keep` events are gone. */
 	trim(keep: number): void {
-		this.#events = keep ? this.#events.slice(-keep) : [];
+		const kept = keep ? this.#events.slice(-keep) : [];
+		this.#isTrimmed ||= kept.length < this.#events.length;
+		this.#events = kept;
 	}
 
 	/** Everything is gone, and nothing remembers that it was there. Live clients are told. */
 	wipe(): void {
 		this.#events = [];
+		this.#isTrimmed = false;
 		// A wipe takes longer than a millisecond: no id is given twice.
 		this.#earliest = Math.max(this.#earliest, this.#last.ms + 1);
 		this.#last = { ms: 0, seq: 0 };
@@ -177,7 +182,8 @@ export class Server {
 		if (!cursor || this.forgets) return `id: ${this.position}\n\n`;
 		if (cursor === this.position) return `id: ${cursor}\n\n`;
 		const at = this.#events.findIndex(({ ms, seq }) => `${ms}-${seq}` === cursor);
-		if (at >= 0) return `id: ${cursor}\n\n${this.#events.slice(at + 1).map(block).join('')}`;
+		const isAtOrigin = cursor === `0-${this.#origin}` && !this.#isTrimmed;
+		if (at >= 0 || isAtOrigin) return `id: ${cursor}\n\n${this.#events.slice(at + 1).map(block).join('')}`;
 		return this.#reload();
 	}
 
@@ -285,7 +291,7 @@ export class Tab {
 	readonly client: SSEClient;
 	#held: (() => void)[] = [];
 	#channels = new Set<ModelChannel>();
-	#listeners = new Set<(event: PageEvent) => void>();
+	#page = new EventTarget();
 	#aborts = new Set<AbortController>();
 
 	constructor(
@@ -312,13 +318,14 @@ export class Tab {
 		else if (this.state === 'frozen') this.#held.push(task);
 	}
 
-	tell(event: PageEvent): void {
-		for (const listener of this.#listeners) listener(event);
+	/** The page hears of it. */
+	tell(type: string): void {
+		this.#page.dispatchEvent(new Event(type));
 	}
 
 	show(isHidden: boolean): void {
 		this.isHidden = isHidden;
-		this.run(() => this.tell(isHidden ? 'hidden' : 'visible'));
+		this.run(() => this.tell('visibilitychange'));
 	}
 
 	toggleMode(): void {
@@ -328,7 +335,7 @@ export class Tab {
 	/** `warned`: the page hears of it before, and of the thaw after. */
 	freeze(warned: boolean): void {
 		if (this.state !== 'running') return;
-		if (warned) this.tell('away');
+		if (warned) this.tell('freeze');
 		this.state = 'frozen';
 	}
 
@@ -341,8 +348,8 @@ export class Tab {
 		this.keeps = keeps;
 		for (const task of held) task();
 		this.keeps = true;
-		this.tell('back');
-		this.tell('visible');
+		this.tell('resume');
+		this.tell('visibilitychange');
 	}
 
 	keeps = true;
@@ -367,6 +374,8 @@ export class Tab {
 
 	#platform(): Platform {
 		const { clock, server, random } = this.browser;
+		// oxlint-disable-next-line typescript/no-this-alias, unicorn/no-this-assignment -- for the getter and the class below
+		const tab = this;
 		return {
 			fetch: async (url, init) => {
 				// Also what was on its way through promises, which the model cannot hold.
@@ -377,23 +386,30 @@ export class Tab {
 				init.signal?.addEventListener('abort', () => line.abort());
 				return this.#gate(await server.fetch(url, { ...init, signal: line.signal }));
 			},
-			now: () => clock.now,
-			setTimeout: (task, ms) => clock.set(() => this.run(task), ms),
+			setTimeout: (task, ms = 0) => clock.set(() => this.run(task), ms),
 			clearTimeout: (timer) => clock.clear(timer),
-			random,
-			startedAt: clock.now,
-			isHidden: () => this.isHidden,
-			isOnline: () => true,
-			listen: (listener) => {
-				this.#listeners.add(listener);
-				return () => this.#listeners.delete(listener);
+			Date: { now: () => clock.now },
+			Math: { random },
+			performance: { timeOrigin: clock.now },
+			document: {
+				baseURI: 'https://stalecast.test/',
+				get hidden() {
+					return tab.isHidden;
+				},
 			},
-			locks: { request: (...given: unknown[]) => this.browser.request(this, given[1] as LockOptions, given[2] as () => unknown) } as Platform['locks'],
-			openChannel: () => {
-				const channel = new ModelChannel(this);
-				this.#channels.add(channel);
-				return channel;
+			navigator: {
+				locks: {
+					request: (...given: unknown[]) =>
+						this.browser.request(this, given[1] as LockOptions, given[2] as () => unknown),
+				} as Pick<LockManager, 'request'>,
 			},
+			BroadcastChannel: class extends ModelChannel {
+				constructor() {
+					super(tab);
+					tab.#channels.add(this);
+				}
+			},
+			addEventListener: (...given) => this.#page.addEventListener(...given),
 		};
 	}
 
@@ -420,14 +436,10 @@ export class Tab {
 
 class ModelChannel implements Channel {
 	static all = new Set<ModelChannel>();
-	#listener: ((event: MessageEvent) => void) | undefined;
+	onmessage: Channel['onmessage'] = null;
 
 	constructor(private readonly tab: Tab) {
 		ModelChannel.all.add(this);
-	}
-
-	addEventListener(_: 'message', listener: (event: MessageEvent) => void): void {
-		this.#listener = listener;
 	}
 
 	postMessage(message: unknown): void {
@@ -435,7 +447,8 @@ class ModelChannel implements Channel {
 		const data = structuredClone(message);
 		for (const other of ModelChannel.all) {
 			if (other === this || other.tab.browser !== this.tab.browser) continue;
-			const deliver = () => other.tab.keeps && other.#listener?.({ data } as MessageEvent);
+			// As the standard says: what is on its way when a channel is closed is not heard any more.
+			const deliver = () => other.tab.keeps && ModelChannel.all.has(other) && other.onmessage?.({ data } as MessageEvent);
 			queueMicrotask(() => other.tab.run(deliver));
 		}
 	}

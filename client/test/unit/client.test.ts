@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { SSEClient, type SSEClientOptions } from '../../src/core/client.js';
-import type { PageEvent, Platform } from '../../src/core/platform.js';
+import type { Platform } from '../../src/core/platform.js';
 import { type Answer, reload, Stream, testPlatform, updated } from './support.js';
 
 beforeEach(() => vi.useFakeTimers({ now: 1_700_000_000_000 }));
@@ -9,7 +9,9 @@ afterEach(() => vi.useRealTimers());
 function start(options: SSEClientOptions = {}, changes: Partial<Platform> = {}, answer?: Answer) {
 	const streams: Stream[] = [];
 	const requests: { url: string; cursor: string | null; at: number }[] = [];
-	const listeners = new Set<(event: PageEvent) => void>();
+	const page = new EventTarget();
+	/** Signals of those who listen to the page. */
+	const listeners = new Set<AbortSignal>();
 	const platform = testPlatform(
 		(url, init) => {
 			requests.push({ url, cursor: new Headers(init.headers).get('Last-Event-ID'), at: Date.now() });
@@ -19,9 +21,11 @@ function start(options: SSEClientOptions = {}, changes: Partial<Platform> = {}, 
 			return stream.response;
 		},
 		{
-			listen: (listener) => {
-				listeners.add(listener);
-				return () => listeners.delete(listener);
+			addEventListener: (type, listener, options) => {
+				const signal = options.signal!;
+				listeners.add(signal);
+				signal.addEventListener('abort', () => listeners.delete(signal));
+				page.addEventListener(type, listener, options);
 			},
 			...changes,
 		},
@@ -31,10 +35,10 @@ function start(options: SSEClientOptions = {}, changes: Partial<Platform> = {}, 
 	sse.on('argument_updated', ({ id }, lastEventId) => told.push([id, lastEventId]));
 	sse.on('reload_required', ({ reason }, lastEventId) => told.push([reason, lastEventId]));
 	sse.addEventListener('began', () => told.push('began'));
-	const errors: [string, number | undefined, boolean][] = [];
+	const errors: [string | undefined, number | undefined, boolean][] = [];
 	sse.addEventListener('error', ({ message, status, fatal }) => errors.push([message, status, fatal]));
 	const release = sse.connect();
-	const tell = (event: PageEvent) => listeners.forEach((listener) => listener(event));
+	const tell = (type: string) => page.dispatchEvent(new Event(type));
 	return { sse, streams, requests, told, errors, release, tell, listeners };
 }
 
@@ -131,13 +135,13 @@ describe('reconnecting', () => {
 		streams[0]!.end();
 		await turn(59_000);
 		expect(requests).toHaveLength(1);
-		tell('visible');
+		tell('visibilitychange');
 		await turn();
 		expect(requests).toHaveLength(2);
 
 		const limited = start({}, {}, () => new Response('', { status: 503, headers: { 'Retry-After': '30' } }));
 		await turn();
-		for (const event of ['online', 'visible', 'back'] as const) limited.tell(event);
+		for (const event of ['online', 'visibilitychange', 'resume']) limited.tell(event);
 		await turn(29_000);
 		expect(limited.requests).toHaveLength(1);
 		await turn(1100);
@@ -178,7 +182,7 @@ describe('reconnecting', () => {
 
 	test('offline is what the browser says it is', async () => {
 		let online = false;
-		const { sse, tell, requests } = start({}, { isOnline: () => online }, () => Promise.reject(new TypeError('no')));
+		const { sse, tell, requests } = start({}, { navigator: { get onLine() { return online; } } }, () => Promise.reject(new TypeError('no')));
 		await turn();
 		expect(sse.status).toBe('offline');
 		online = true;
@@ -295,10 +299,10 @@ describe('life', () => {
 		await turn();
 		streams[0]!.write('id: 7-0\n\n');
 		await turn();
-		tell('away');
+		tell('freeze');
 		await turn(100_000);
 		expect([requests.length, streams[0]!.isAborted]).toEqual([1, true]);
-		tell('back');
+		tell('resume');
 		await turn();
 		expect(requests.map(({ cursor }) => cursor)).toEqual([null, '7-0']);
 	});
@@ -316,14 +320,15 @@ describe('life', () => {
 
 	test('with headers and without a scope, tabs share nothing', async () => {
 		const request = vi.fn(() => new Promise(() => {}));
-		const changes = { locks: { request } as unknown as Platform['locks'], openChannel: () => ({ postMessage() {}, close() {}, addEventListener() {} }) };
+		const locks = { request } as unknown as LockManager;
+		const changes: Partial<Platform> = { navigator: { locks }, BroadcastChannel };
 		expect(start({ headers: {} }, changes).sse.role).toBe('alone');
 		expect(request).not.toHaveBeenCalled();
 		start({ headers: {}, scope: 'ann' }, changes);
 		start({}, changes);
 		expect((request.mock.calls as unknown[][]).map(([name]) => name)).toEqual([
-			'stalecast:1:https://example.test/v1/sse/42:ann',
-			'stalecast:1:https://example.test/v1/sse/42:',
+			'stalecast:2:https://example.test/v1/sse/42:ann',
+			'stalecast:2:https://example.test/v1/sse/42:',
 		]);
 	});
 });

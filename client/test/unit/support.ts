@@ -7,16 +7,11 @@ export type Answer = (url: string, init: RequestInit) => Promise<Response> | Res
 export function testPlatform(answer: Answer, changes: Partial<Platform> = {}): Platform {
 	return {
 		fetch: async (url, init) => answer(url, init),
-		now: Date.now,
 		setTimeout: (run, ms) => setTimeout(run, ms),
 		clearTimeout: (timer) => clearTimeout(timer as number),
-		random: () => 0.5,
-		startedAt: 0,
-		isHidden: () => false,
-		isOnline: () => true,
-		listen: () => () => {},
-		locks: undefined,
-		openChannel: undefined,
+		Date,
+		Math: { random: () => 0.5 },
+		performance: { timeOrigin: 0 },
 		...changes,
 	};
 }

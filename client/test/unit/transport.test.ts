@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { attempt, type Block, type Outcome, retryAfterMs, type TransportOptions } from '../../src/core/transport.js';
+import type { Block } from '../../src/core/parser.js';
+import { attempt, type Outcome, retryAfterMs, type TransportOptions } from '../../src/core/transport.js';
 import { type Answer, Stream, testPlatform } from './support.js';
 
 const OPTIONS: TransportOptions = { muteAfterMs: 8000, silenceMs: 45_000 };
@@ -12,14 +13,13 @@ function run(answer: Answer, options: Partial<TransportOptions> = {}, lastEventI
 	const retries: number[] = [];
 	let pieces = 0;
 	const stop = new AbortController();
-	const listener = {
-		piece: (completed: Block[]) => {
-			pieces++;
-			blocks.push(...completed);
-		},
-		retry: (ms: number) => retries.push(ms),
+	const piece = (completed: Block[]) => {
+		pieces++;
+		blocks.push(...completed);
 	};
-	const outcome = attempt(testPlatform(answer), '/s', lastEventId, { ...OPTIONS, ...options }, listener, stop.signal);
+	const retry = (ms: number) => retries.push(ms);
+	const settings = { ...OPTIONS, ...options };
+	const outcome = attempt(testPlatform(answer), '/s', lastEventId, settings, stop, piece, retry);
 	return { blocks, retries, outcome, stop, pieces: () => pieces };
 }
 
@@ -40,7 +40,7 @@ describe('parsing', () => {
 		const { blocks, retries, outcome } = run(() => stream.response);
 		for (const piece of pieces) stream.write(piece);
 		stream.end();
-		expect((await outcome).type).toBe('ended');
+		expect((await outcome).kind).toBe('ended');
 		return { blocks, retries };
 	}
 
@@ -64,20 +64,20 @@ describe('parsing', () => {
 		const stream = new Stream();
 		const { outcome } = run(() => stream.response);
 		stream.write('data: ' + 'x'.repeat(1 << 20));
-		expect(await outcome).toMatchObject({ type: 'ended', message: expect.stringContaining('max buffer') });
+		expect(await outcome).toMatchObject({ kind: 'ended', message: expect.stringContaining('without end') });
 	});
 });
 
 describe('what is not a stream', () => {
 	const cases: [string, () => Response, Partial<Outcome>][] = [
-		['204', () => new Response(null, { status: 204 }), { type: 'refused', status: 204 }],
-		['403', () => new Response('', { status: 403 }), { type: 'refused', status: 403 }],
-		['404', () => new Response('', { status: 404 }), { type: 'refused', status: 404 }],
-		['422', () => new Response('', { status: 422 }), { type: 'refused', status: 422 }],
-		['429', () => new Response('', { status: 429, headers: { 'Retry-After': '7' } }), { type: 'failed', floorMs: 7000 }],
-		['500', () => new Response('', { status: 500 }), { type: 'failed', status: 500 }],
-		['502', () => new Response('<html>', { status: 502 }), { type: 'failed', status: 502, floorMs: 0 }],
-		['HTML with 200', () => new Response('<html>', { headers: { 'Content-Type': 'text/html' } }), { type: 'failed', status: 200 }],
+		['204', () => new Response(null, { status: 204 }), { kind: 'refused', status: 204 }],
+		['403', () => new Response('', { status: 403 }), { kind: 'refused', status: 403 }],
+		['404', () => new Response('', { status: 404 }), { kind: 'refused', status: 404 }],
+		['422', () => new Response('', { status: 422 }), { kind: 'refused', status: 422 }],
+		['429', () => new Response('', { status: 429, headers: { 'Retry-After': '7' } }), { kind: 'failed', floorMs: 7000 }],
+		['500', () => new Response('', { status: 500 }), { kind: 'failed', status: 500 }],
+		['502', () => new Response('<html>', { status: 502 }), { kind: 'failed', status: 502, floorMs: 0 }],
+		['HTML with 200', () => new Response('<html>', { headers: { 'Content-Type': 'text/html' } }), { kind: 'failed', status: 200 }],
 	];
 	test.each(cases)('%s', async (_, answer, expected) => {
 		expect(await run(answer).outcome).toMatchObject(expected);
@@ -85,13 +85,13 @@ describe('what is not a stream', () => {
 
 	test('no network', async () => {
 		const { outcome } = run(() => Promise.reject(new TypeError('Failed to fetch')));
-		expect(await outcome).toMatchObject({ type: 'failed', message: 'TypeError: Failed to fetch' });
+		expect(await outcome).toMatchObject({ kind: 'failed', message: 'TypeError: Failed to fetch' });
 	});
 
 	test('an answer that ends before anything came', async () => {
 		const stream = new Stream();
 		stream.end();
-		expect(await run(() => stream.response).outcome).toMatchObject({ type: 'failed' });
+		expect(await run(() => stream.response).outcome).toMatchObject({ kind: 'failed' });
 	});
 
 	test('Retry-After is seconds or a date', () => {
@@ -114,7 +114,7 @@ describe('headers', () => {
 			asked.push(refresh);
 			return { Authorization: refresh ? 'new' : 'old' };
 		};
-		expect(await run(answer, { headers }).outcome).toMatchObject({ type: 'refused', status: 401 });
+		expect(await run(answer, { headers }).outcome).toMatchObject({ kind: 'refused', status: 401 });
 		expect(asked).toEqual([false, true]);
 		expect(sent).toEqual(['old', 'new']);
 	});
@@ -125,7 +125,7 @@ describe('headers', () => {
 		const { blocks, outcome } = run(() => (count++ ? stream.response : new Response('', { status: 401 })));
 		stream.write('id: 1-1\n\n');
 		stream.end();
-		expect((await outcome).type).toBe('ended');
+		expect((await outcome).kind).toBe('ended');
 		expect(blocks).toEqual([{ id: '1-1' }]);
 	});
 
@@ -144,8 +144,8 @@ describe('headers', () => {
 		const never = run(() => new Response(), { headers: () => new Promise(() => {}) });
 		const throws = run(() => new Response(), { headers: () => Promise.reject(new Error('no session')) });
 		await vi.advanceTimersByTimeAsync(45_000);
-		expect(await never.outcome).toMatchObject({ type: 'failed', message: 'headers() took too long' });
-		expect(await throws.outcome).toMatchObject({ type: 'failed', message: 'Error: no session' });
+		expect(await never.outcome).toMatchObject({ kind: 'failed', message: 'headers() took too long' });
+		expect(await throws.outcome).toMatchObject({ kind: 'failed', message: 'Error: no session' });
 	});
 });
 
@@ -153,13 +153,13 @@ describe('silence', () => {
 	test('no answer at all is mute', async () => {
 		const { outcome } = run(() => new Promise(() => {}));
 		await vi.advanceTimersByTimeAsync(8000);
-		expect((await outcome).type).toBe('mute');
+		expect((await outcome).kind).toBe('mute');
 	});
 
 	test('headers alone are mute', async () => {
 		const { outcome } = run((_, { signal }) => new Stream(signal).response);
 		await vi.advanceTimersByTimeAsync(8000);
-		expect((await outcome).type).toBe('mute');
+		expect((await outcome).kind).toBe('mute');
 	});
 
 	test('a line that falls silent is cut; heartbeats keep it', async () => {
@@ -172,7 +172,7 @@ describe('silence', () => {
 		}
 		expect(pieces()).toBe(5);
 		await vi.advanceTimersByTimeAsync(5000);
-		expect((await outcome).type).toBe('silent');
+		expect((await outcome).kind).toBe('silent');
 		expect(stream.isAborted).toBe(true);
 	});
 
@@ -182,8 +182,8 @@ describe('silence', () => {
 		await vi.advanceTimersByTimeAsync(0);
 		stream.write(':\n\n');
 		await vi.advanceTimersByTimeAsync(0);
-		stop.abort();
-		expect((await outcome).type).toBe('ended');
+		stop.abort({ kind: 'cut' });
+		expect((await outcome).kind).toBe('cut');
 		expect(stream.isAborted).toBe(true);
 		expect(vi.getTimerCount()).toBe(0);
 	});
