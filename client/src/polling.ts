@@ -52,7 +52,7 @@ export interface Source {
 
 /** What comes this long after the first piece was not held back with it. */
 const PROOF_MS = 1000;
-const PROBE_LIMIT_DOUBLINGS = 3;
+const PROBE_LIMIT = 8;
 
 /**
  * `changed` is told of each change of its status; `failed`, of each attempt that did: refused, the source has
@@ -143,7 +143,7 @@ export function createSource(
 		if (outcome.kind === 'mute') doubt();
 		changed();
 		const pauseMs = backoffMs(backoffBaseMs, backoffCapMs, failures++, platform.Math.random());
-		const probeAfterMs = pollWorks === undefined ? 0 : probeMs * 2 ** Math.min(muted - 1, PROBE_LIMIT_DOUBLINGS);
+		const probeAfterMs = pollWorks === undefined ? 0 : backoffMs(probeMs, probeMs * PROBE_LIMIT, muted - 1, 1);
 		return Math.max(pauseMs, probeAfterMs, retryMs);
 	});
 

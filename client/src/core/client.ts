@@ -79,16 +79,16 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 	/** `platform` is for tests: what stands in for the browser. */
 	constructor(url: string | URL, options: SSEClientOptions = {}, platform: Platform = globalThis) {
 		super();
-		const { scope, shareTabs = true, initialLastEventId } = options;
+		const { scope = '', shareTabs = true, initialLastEventId } = options;
 		const base = platform.document?.baseURI;
 		this.url = String(base ? new URL(url, base) : url);
-		this.scope = scope ?? '';
+		this.scope = scope;
 		this.#feed = createFeed(platform, (envelope) => {
 			this.dispatchEvent(
 				envelope ? new MessageEvent('message', { data: envelope, lastEventId: this.lastEventId }) : new Event('began'),
 			);
 		});
-		const isShared = shareTabs && (!options.headers || scope !== undefined);
+		const isShared = shareTabs && (!options.headers || options.scope !== undefined);
 		const group = isShared ? groupName(this.url, this.scope) : undefined;
 		const failed = (outcome: Outcome) => {
 			const fatal = outcome.kind === 'refused';
@@ -162,10 +162,8 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 
 	/** Try anew at once, also after `close()` or when the server refused. Does not ask for the stream. */
 	reconnect(): void {
-		this.#stopped = undefined;
 		this.#tabs.source.restart();
-		this.#update();
-		this.#changed();
+		this.#stop(undefined);
 	}
 
 	/** Called for every event of that name. Returns what ends it. */
@@ -191,7 +189,7 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 		return true;
 	}
 
-	#stop(status: 'unauthorized' | 'closed'): void {
+	#stop(status: 'unauthorized' | 'closed' | undefined): void {
 		this.#stopped = status;
 		this.#update();
 		this.#changed();

@@ -51,10 +51,9 @@ export function createConnection(
 			if (turn !== mine) return;
 			const { kind, floorMs = 0 } = outcome;
 			wakeAt = platform.Date.now() + floorMs;
-			const pauseMs = Math.max(ended(outcome), floorMs);
-			if (turn !== mine) return;
 			await new Promise<void>((resolve) => {
 				skip = resolve;
+				const pauseMs = Math.max(ended(outcome), floorMs);
 				// Cut by `wake`: somebody waits. A turn of the loop all the same, in which a page that was frozen
 				// may hear that the stream is another tab's now.
 				pause(resolve, kind === 'cut' ? 0 : Math.min(pauseMs, PAUSE_LIMIT_MS));

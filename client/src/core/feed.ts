@@ -10,7 +10,7 @@
 import { pushBounded, type Ring } from '../tabs/ring.js';
 import { isUpTo } from './cursor.js';
 import type { Block } from './parser.js';
-import { drawName, type Platform } from './platform.js';
+import type { Platform } from './platform.js';
 
 export interface Envelope {
 	event: string;
@@ -28,8 +28,6 @@ export interface Feed {
 	ring: Ring;
 	/** Begin anew at `cursor`: on somebody's word, until there is a lineage. */
 	begin(cursor: string): void;
-	/** The server has answered for the cursor. */
-	prove(): void;
 	/** Returns the blocks that were new. */
 	receive(blocks: Block[]): Block[];
 }
@@ -65,9 +63,6 @@ export function createFeed(platform: Platform, tell: (envelope?: Envelope) => vo
 		begin(id) {
 			feed.cursor = id;
 			feed.ring = [{ id, at: platform.Date.now() }];
-		},
-		prove() {
-			feed.lineage ??= drawName(platform);
 		},
 		receive: (blocks) => blocks.filter(take),
 	};

@@ -44,14 +44,16 @@ const PAGE_EVENTS: Record<string, boolean | undefined> = {
 	pageshow: true,
 };
 
-/** Until `signal` is aborted: the page begins or ceases to run; or, by `undefined`, it was shown or hidden, or is online. */
-export function listenToPage(
-	platform: Platform,
-	signal: AbortSignal,
-	hear: (isRunning: boolean | undefined) => void,
-): void {
+/**
+ * Tells when the page begins or ceases to run; and, by `undefined`, when it was shown or hidden, or is online again.
+ * Returns what ends it.
+ */
+export function listenToPage(platform: Platform, hear: (isRunning: boolean | undefined) => void): () => void {
+	const controller = new AbortController();
 	for (const type in PAGE_EVENTS) {
 		// Captured: `freeze` and `resume` are the document's, and do not bubble.
-		platform.addEventListener?.(type, () => hear(PAGE_EVENTS[type]), { capture: true, signal });
+		const options = { capture: true, signal: controller.signal };
+		platform.addEventListener?.(type, () => hear(PAGE_EVENTS[type]), options);
 	}
+	return () => controller.abort();
 }

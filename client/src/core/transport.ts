@@ -95,7 +95,7 @@ export async function attempt(
 			return {
 				// 204 is how a server tells an EventSource to stay away.
 				kind: status === 204 || (status > 399 && status < 500 && status !== 429) ? 'refused' : 'failed',
-				message: `the server answered ${status} with ${type}, not with text/event-stream`,
+				message: `no event stream, but ${status} ${type}`,
 				status,
 				floorMs: retryAfterMs(headers.get('Retry-After'), platform.Date.now()),
 			};
@@ -106,7 +106,7 @@ export async function attempt(
 		for (;;) {
 			const { done, value } = await reader.read();
 			signal.throwIfAborted();
-			if (done) return end('the server ended the stream');
+			if (done) return end('the stream was ended');
 			stood = true;
 			allow(silenceMs, 'silent', 'the stream fell silent');
 			piece(parse(decoder.decode(value, { stream: true })));

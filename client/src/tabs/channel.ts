@@ -18,8 +18,8 @@ export interface LeaderState {
 export interface Question {
 	from: string;
 	cursor: string;
-	/** Either may be the one that the cursor is known to belong to. */
-	lineages: (string | undefined)[];
+	/** That the cursor belongs to, if that is known. */
+	lineage: string | undefined;
 	/** Without a cursor: nothing was fetched before this, in milliseconds since 1970. */
 	since: number;
 }
@@ -34,8 +34,11 @@ export interface Word extends LeaderState {
 	 * the leader cannot know, and the server is to be asked.
 	 */
 	blocks?: Block[] | undefined;
-	/** The first of `blocks` is where to begin: it knows of nothing that came before. */
-	isWhole?: boolean;
+	/**
+	 * Of an answer to a question without a cursor: the stream begins at the one of `blocks`, and what was before is
+	 * unknown. Otherwise all that the follower has fetched is newer than the first of them.
+	 */
+	began?: boolean;
 }
 
 /** The last: a tab was told to use this mode, for all. */

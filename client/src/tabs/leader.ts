@@ -39,9 +39,9 @@ export interface Tabs {
 	want(isWanted: boolean): void;
 }
 
-/** So many beats without a sign of the leader, until it is stolen from: a hidden tab is in less of a hurry. */
-const PATIENCE_BEATS = 3;
-const HIDDEN_PATIENCE_BEATS = 9;
+/** After so many beats without a sign of the leader it is stolen from: a hidden tab is in less of a hurry. */
+const PATIENCE_BEATS = 2;
+const HIDDEN_PATIENCE_BEATS = 8;
 
 /** The clock that `timeOrigin` was read from may have been set since. */
 const CLOCK_TOLERANCE_MS = 1000;
@@ -71,14 +71,10 @@ export function createTabs(
 	let waiting: AbortController;
 	/** Lets the lock go. */
 	let release = () => {};
-	let heardAt: number;
-	let tickedAt: number;
-	/** The leader's lineage when the stream of one's own was opened: what that stream proves is no older. */
-	let noted: string | undefined;
-	/** The same, once that stream has proven something. */
-	let proven: string | undefined;
-	/** To the page, for as long as a stream is wanted. */
-	let listening: AbortController | undefined;
+	/** Beats since the leader was heard. Counted rather than timed: while a page sleeps, nobody can be heard. */
+	let quietBeats: number;
+	/** Ends the listening to the page: there is one while a stream is wanted. */
+	let unlisten: (() => void) | undefined;
 	const beat = createTimer(platform);
 	const isHidden = () => !!platform.document?.hidden;
 
@@ -90,9 +86,8 @@ export function createTabs(
 	const receive = (blocks: Block[]) => {
 		const fresh = feed.receive(blocks);
 		if (!blocks.length) return;
-		feed.prove();
+		feed.lineage ??= drawName(platform); // the server has answered for the cursor
 		if (role === 'follower') {
-			proven = noted;
 			ask(); // perhaps it has caught up
 		} else {
 			if (fresh.length) count++;
@@ -103,7 +98,7 @@ export function createTabs(
 
 	const stop = () => {
 		source.stop();
-		leader = noted = proven = undefined;
+		leader = undefined;
 	};
 
 	const leave = () => {
@@ -116,6 +111,12 @@ export function createTabs(
 		changed();
 	};
 
+	const heed = (isRunning: boolean | undefined) => {
+		if (isRunning !== undefined) run(isRunning);
+		tell();
+		source.wake();
+	};
+
 	const run = (isRunning: boolean) => {
 		if (isRunning === !!role) return;
 		if (!isRunning) return leave();
@@ -125,7 +126,6 @@ export function createTabs(
 			channel = new platform.BroadcastChannel!(name);
 			channel.onmessage = ({ data }) => hear(data as Message);
 			follow();
-			tickedAt = heardAt;
 			tick();
 		} catch {
 			stayAlone();
@@ -151,17 +151,17 @@ export function createTabs(
 					changed();
 				});
 			})
-			.catch((error: Error) => {
+			.catch(() => {
 				if (channel !== joined) return;
 				if (release === mine) follow(); // stolen, and not by this tab itself
-				else if (error.name !== 'AbortError') stayAlone(); // not allowed here
+				else if (!waiting.signal.aborted) stayAlone(); // not allowed here
 			});
 	};
 
 	const follow = () => {
 		stop();
 		role = 'follower';
-		heardAt = platform.Date.now();
+		quietBeats = 0;
 		waiting = new AbortController();
 		request({ signal: waiting.signal });
 		ask();
@@ -190,21 +190,16 @@ export function createTabs(
 		post({
 			from: id,
 			cursor: feed.cursor,
-			lineages: [feed.lineage, proven],
+			lineage: feed.lineage,
 			since: platform.performance.timeOrigin - CLOCK_TOLERANCE_MS,
 		});
 
-	const answer = ({ from: to, cursor, lineages, since }: Question) => {
-		const { lineage, ring } = feed;
-		if (!lineage) return tell();
-		const here = { id: feed.cursor };
-		if (cursor) {
-			const blocks = entriesAfter(ring, cursor, lineages.includes(lineage));
-			tell({ to, cursor, blocks: blocks && [...blocks, here] });
-		} else {
-			const blocks = entriesSince(ring, since);
-			tell({ to, cursor, blocks: blocks ?? [here], isWhole: !!blocks });
-		}
+	const answer = ({ from: to, cursor, lineage, since }: Question) => {
+		const { ring } = feed;
+		if (!feed.lineage) return tell();
+		const blocks = cursor ? entriesAfter(ring, cursor, lineage === feed.lineage) : entriesSince(ring, since);
+		const began = !cursor && !blocks;
+		tell({ to, cursor, blocks: began ? [{ id: feed.cursor }] : blocks, began });
 	};
 
 	const hear = (message: Message) => {
@@ -219,19 +214,15 @@ export function createTabs(
 		const before = leader;
 		const missed = before?.term === message.term && message.count - before.count;
 		leader = undefined;
-		heardAt = platform.Date.now();
+		quietBeats = 0;
 		source.mode = message.mode;
 		if (to === id && message.cursor === feed.cursor) {
 			if (blocks) {
 				stop();
-				// Everything that this page has fetched is newer.
-				if (message.isWhole) feed.begin(blocks[0]!.id!);
+				if (!feed.cursor && !message.began) feed.begin(blocks[0]!.id!);
 				take(message, blocks);
-			} else if (noted !== lineage) {
-				// What the ring does not have: a stream of one's own, until it has caught up with the ring. What a
-				// stream proved that was opened in another lineage says nothing in this one.
-				stop();
-				noted = lineage;
+			} else {
+				// What the ring does not have: a stream of one's own, until the ring has where that has come to.
 				source.start();
 			}
 		} else if (missed === 0) {
@@ -242,7 +233,7 @@ export function createTabs(
 			// Not at every answer to somebody else: two that have to catch up would ask each other on for ever.
 			ask();
 		}
-		if (before?.status !== leader?.status) changed();
+		changed();
 	};
 
 	const take = (state: LeaderState, blocks: Block[]) => {
@@ -254,19 +245,15 @@ export function createTabs(
 	// -- time
 
 	const tick = () => {
-		const now = platform.Date.now();
-		// It was this tab that slept: nobody could be heard.
-		if (now - tickedAt > 2 * beatMs) heardAt = now;
-		tickedAt = now;
 		if (role === 'follower') {
-			const quietMs = now - heardAt;
-			const patience = isHidden() ? HIDDEN_PATIENCE_BEATS : PATIENCE_BEATS;
-			if (quietMs > beatMs * (patience + platform.Math.random()) || (leader?.isHidden && !isHidden())) {
-				heardAt = now;
+			const hidden = isHidden();
+			if (quietBeats > (hidden ? HIDDEN_PATIENCE_BEATS : PATIENCE_BEATS) || (leader?.isHidden && !hidden)) {
+				quietBeats = 0;
 				request({ steal: true });
-			} else if (!leader || quietMs >= beatMs) {
+			} else if (!leader || quietBeats) {
 				ask();
 			}
+			quietBeats++;
 		}
 		beat(tick, beatMs);
 	};
@@ -286,17 +273,9 @@ export function createTabs(
 			tell();
 		},
 		want(isWanted) {
-			if (isWanted === !!listening) return;
-			listening?.abort();
-			listening = undefined;
-			if (isWanted) {
-				listening = new AbortController();
-				listenToPage(platform, listening.signal, (isRunning) => {
-					if (isRunning !== undefined) run(isRunning);
-					tell();
-					source.wake();
-				});
-			}
+			if (isWanted === !!unlisten) return;
+			unlisten?.();
+			unlisten = isWanted ? listenToPage(platform, heed) : undefined;
 			run(isWanted);
 		},
 	};

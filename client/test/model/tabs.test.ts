@@ -87,6 +87,23 @@ const FOUND: [number, number, Step[]][] = [
 			{ do: 'event', item: 'a' },
 		],
 	],
+	// A leader that had not heard of a wipe yet lent its lineage to a tab that had come past it.
+	[
+		0,
+		4,
+		[
+			{ do: 'show', tab: 1, hidden: true },
+			{ do: 'event', item: 'a' },
+			{ do: 'freeze', tab: 1, warned: false },
+			{ do: 'event', item: 'a' },
+			{ do: 'wipe' },
+			{ do: 'thaw', tab: 1, keeps: false },
+			{ do: 'down' },
+			{ do: 'wait', ms: 3000 },
+			{ do: 'event', item: 'c' },
+			{ do: 'killLeader' },
+		],
+	],
 ];
 
 const scenario = [fc.nat(), fc.integer({ min: 1, max: 5 }), fc.array(step, { maxLength: 40, size: 'max' })] as const;

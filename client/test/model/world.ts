@@ -240,7 +240,7 @@ export class Browser {
 			const request = { tab, grant, resolve, reject };
 			if (options.steal) {
 				const robbed = this.#held;
-				robbed?.tab.run(() => robbed.reject(aborted()));
+				queueMicrotask(() => robbed?.tab.run(() => robbed.reject(aborted())));
 				this.#held = undefined;
 				this.#hold(request);
 				return;
@@ -269,15 +269,17 @@ export class Browser {
 
 	#hold(request: LockRequest): void {
 		this.#held = request;
-		// A frozen tab is granted a lock as well; it only cannot act on it.
-		request.tab.run(() => {
+		// A frozen tab is granted a lock as well; it only cannot act on it. And it hears of its locks in the order in
+		// which they were granted, never while it is asking for one.
+		const tell = () => {
 			Promise.resolve(request.grant()).then((value) => {
 				if (this.#held !== request) return;
 				this.#held = undefined;
 				request.resolve(value);
 				this.#next();
 			});
-		});
+		};
+		queueMicrotask(() => request.tab.run(tell));
 	}
 }
 
