@@ -116,7 +116,7 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 
 	/** Whether the server has answered: from then on events may be dispatched. */
 	get hasBegun(): boolean {
-		return !!this.#feed.lineage;
+		return this.#feed.hasBegun;
 	}
 
 	/** Of this tab among those of the browser; undefined while it has no part. */
@@ -143,13 +143,12 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 	 * a page may ask, and React may mount twice.
 	 */
 	connect(): () => void {
+		let held = 1;
 		this.#holders++;
 		this.#update();
-		let isHeld = true;
 		return () => {
-			if (!isHeld) return;
-			isHeld = false;
-			this.#holders--;
+			this.#holders -= held;
+			held = 0;
 			// StrictMode, and whoever replaces one part of a page by another, asks again at once.
 			queueMicrotask(() => this.#update());
 		};

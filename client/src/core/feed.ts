@@ -1,10 +1,8 @@
 /**
  * Where this tab stands in the stream. Only this file moves the cursor.
  *
- * A cursor means something within one *lineage* only: the stream as it has been since it was last known to
- * lead here without a gap. A `reload_required` begins another one, named by its id, so that all tabs that were
- * told the same reload agree. Within a lineage ids only grow, so a block that is not behind the cursor was seen
- * before (from another tab, or from a poll beside the stream) and is dropped.
+ * Ids only grow, but for a `reload_required`, which may lead anywhere. So a block that is not behind the cursor was
+ * seen before (from another tab, or from a poll beside the stream) and is dropped.
  */
 
 import { pushBounded, type Ring } from '../tabs/ring.js';
@@ -22,11 +20,11 @@ export const RELOAD = 'reload_required';
 export interface Feed {
 	/** '' before there is one. */
 	cursor: string;
-	/** None while the cursor is only somebody's word (seeded), and before there is one. */
-	lineage: string | undefined;
+	/** Something has come. Before, the cursor is only somebody's word, if there is one. */
+	hasBegun: boolean;
 	/** For tabs that come late. */
 	ring: Ring;
-	/** Begin anew at `cursor`: on somebody's word, until there is a lineage. */
+	/** Begin anew at `cursor`. */
 	begin(cursor: string): void;
 	/** Returns the blocks that were new. */
 	receive(blocks: Block[]): Block[];
@@ -41,7 +39,6 @@ export function createFeed(platform: Platform, tell: (envelope?: Envelope) => vo
 		if (id !== undefined) {
 			if (isReload) {
 				feed.begin(id);
-				feed.lineage = id;
 			} else if (!feed.cursor) {
 				feed.begin(id);
 				tell();
@@ -58,13 +55,16 @@ export function createFeed(platform: Platform, tell: (envelope?: Envelope) => vo
 
 	const feed: Feed = {
 		cursor: '',
-		lineage: undefined,
+		hasBegun: false,
 		ring: [],
 		begin(id) {
 			feed.cursor = id;
 			feed.ring = [{ id, at: platform.Date.now() }];
 		},
-		receive: (blocks) => blocks.filter(take),
+		receive(blocks) {
+			feed.hasBegun ||= blocks.length > 0;
+			return blocks.filter(take);
+		},
 	};
 	return feed;
 }

@@ -53,7 +53,7 @@ export const DEFAULT_SILENCE_MS = 45_000;
  * `piece` is told of each piece that arrived, with the blocks that it completed: none in a heartbeat. `retry`, of
  * each `retry:`, in milliseconds.
  */
-export async function attempt(
+export function attempt(
 	platform: Platform,
 	url: string,
 	lastEventId: string,
@@ -68,7 +68,6 @@ export async function attempt(
 	const allow = (ms: number, kind: Outcome['kind'], message: string) =>
 		deadline(() => controller.abort({ kind, message }), ms);
 	let stood = false;
-	const end = (message: string): Outcome => ({ kind: stood ? 'ended' : 'failed', message });
 
 	const read = async (): Promise<Outcome> => {
 		let response!: Response;
@@ -106,7 +105,7 @@ export async function attempt(
 		for (;;) {
 			const { done, value } = await reader.read();
 			signal.throwIfAborted();
-			if (done) return end('the stream was ended');
+			if (done) throw new Error('the stream was ended');
 			stood = true;
 			allow(silenceMs, 'silent', 'the stream fell silent');
 			piece(parse(decoder.decode(value, { stream: true })));
@@ -117,14 +116,12 @@ export async function attempt(
 	const cut = new Promise<Outcome>((resolve) => {
 		signal.onabort = () => resolve(signal.reason);
 	});
-	try {
-		return await Promise.race([cut, read()]);
-	} catch (error) {
-		return end(String(error));
-	} finally {
-		deadline();
-		controller.abort(); // what was not read to its end must not stay open
-	}
+	return Promise.race([cut, read()])
+		.catch((error): Outcome => ({ kind: stood ? 'ended' : 'failed', message: String(error) }))
+		.finally(() => {
+			deadline();
+			controller.abort(); // what was not read to its end must not stay open
+		});
 }
 
 /** RFC 9110, section 10.2.3: seconds or a date. 0 for anything else. */

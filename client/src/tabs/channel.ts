@@ -8,7 +8,8 @@ export interface LeaderState {
 	/** Names one tab's turn as leader; `count` numbers what it told during it. */
 	term: string;
 	count: number;
-	lineage: string | undefined;
+	/** It knows where it stands; before, there is nothing to ask. */
+	hasBegun: boolean;
 	status: SourceStatus;
 	mode: Mode;
 	isHidden: boolean;
@@ -18,8 +19,6 @@ export interface LeaderState {
 export interface Question {
 	from: string;
 	cursor: string;
-	/** That the cursor belongs to, if that is known. */
-	lineage: string | undefined;
 	/** Without a cursor: nothing was fetched before this, in milliseconds since 1970. */
 	since: number;
 }

@@ -7,8 +7,9 @@
  * goes on from its own, and nobody depends on what another one has told.
  *
  * A follower is *in step* when it has heard everything that its leader has told in this term, by the count. If
- * not, it asks; the leader answers from its ring. What the ring cannot answer, the server does: the tab opens a
- * stream of its own for as long as it takes to catch up.
+ * not, it asks; the leader answers from its ring, if it has the very entry where the follower stands. What the ring
+ * cannot answer, the server does: the tab opens a stream of its own, until the ring has where that has come to. That
+ * the server has just answered proves nothing by itself: the leader may not have heard yet that the stream was wiped.
  */
 
 import type { Feed } from '../core/feed.js';
@@ -86,11 +87,10 @@ export function createTabs(
 	const receive = (blocks: Block[]) => {
 		const fresh = feed.receive(blocks);
 		if (!blocks.length) return;
-		feed.lineage ??= drawName(platform); // the server has answered for the cursor
 		if (role === 'follower') {
 			ask(); // perhaps it has caught up
 		} else {
-			if (fresh.length) count++;
+			count++;
 			tell({ blocks: fresh });
 		}
 	};
@@ -183,21 +183,19 @@ export function createTabs(
 	const tell = (more?: Partial<Word>) => {
 		if (role !== 'leader') return;
 		const { status, mode } = source;
-		post({ term, count, lineage: feed.lineage, status, mode, isHidden: isHidden(), ...more });
+		post({ term, count, hasBegun: feed.hasBegun, status, mode, isHidden: isHidden(), ...more });
 	};
 
 	const ask = () =>
 		post({
 			from: id,
 			cursor: feed.cursor,
-			lineage: feed.lineage,
 			since: platform.performance.timeOrigin - CLOCK_TOLERANCE_MS,
 		});
 
-	const answer = ({ from: to, cursor, lineage, since }: Question) => {
-		const { ring } = feed;
-		if (!feed.lineage) return tell();
-		const blocks = cursor ? entriesAfter(ring, cursor, lineage === feed.lineage) : entriesSince(ring, since);
+	const answer = ({ from: to, cursor, since }: Question) => {
+		if (!feed.hasBegun) return tell();
+		const blocks = cursor ? entriesAfter(feed.ring, cursor) : entriesSince(feed.ring, since);
 		const began = !cursor && !blocks;
 		tell({ to, cursor, blocks: began ? [{ id: feed.cursor }] : blocks, began });
 	};
@@ -210,36 +208,27 @@ export function createTabs(
 		}
 		// Two leaders at once: one was stolen from and has not heard of it yet. It will, from the browser.
 		if (role !== 'follower') return;
-		const { to, blocks, lineage } = message;
+		const { to, blocks } = message;
+		const isAnswer = to === id && message.cursor === feed.cursor;
 		const before = leader;
 		const missed = before?.term === message.term && message.count - before.count;
 		leader = undefined;
 		quietBeats = 0;
 		source.mode = message.mode;
-		if (to === id && message.cursor === feed.cursor) {
-			if (blocks) {
-				stop();
-				if (!feed.cursor && !message.began) feed.begin(blocks[0]!.id!);
-				take(message, blocks);
-			} else {
-				// What the ring does not have: a stream of one's own, until the ring has where that has come to.
-				source.start();
-			}
+		if (isAnswer && !blocks) {
+			source.start(); // a stream of one's own, until the leader's ring has where that has come to
+		} else if (blocks && (isAnswer || (missed === 1 && !to))) {
+			stop();
+			if (!feed.cursor && !message.began) feed.begin(blocks[0]!.id!);
+			leader = message;
+			feed.receive(blocks);
 		} else if (missed === 0) {
 			leader = message;
-		} else if (missed === 1 && blocks && !to) {
-			take(message, blocks);
-		} else if (lineage && (before || !to)) {
+		} else if (message.hasBegun && (before || !to)) {
 			// Not at every answer to somebody else: two that have to catch up would ask each other on for ever.
 			ask();
 		}
 		changed();
-	};
-
-	const take = (state: LeaderState, blocks: Block[]) => {
-		leader = state;
-		feed.receive(blocks);
-		feed.lineage = state.lineage;
 	};
 
 	// -- time

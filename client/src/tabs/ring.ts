@@ -4,7 +4,6 @@
  * The first entry is the base: behind its position nothing is missing. What is older, the server tells.
  */
 
-import { isUpTo } from '../core/cursor.js';
 import type { Block } from '../core/parser.js';
 
 /** A block and when this browser had it, in milliseconds since 1970. */
@@ -23,12 +22,11 @@ export function pushBounded(ring: Ring, entry: Entry): void {
 }
 
 /**
- * Everything behind `cursor`, or nothing where that cannot be said. `related`: the cursor is known to
- * belong to the stream as it is now, so that its place can be told by order. Otherwise the entry itself has
- * to be here: ids of a stream that was wiped meanwhile compare just as well.
+ * Everything behind `cursor`, or nothing where that cannot be said: the entry itself has to be here. Order proves
+ * nothing, since ids of a stream that was wiped meanwhile compare just as well.
  */
-export function entriesAfter(ring: Ring, cursor: string, related: boolean): Entry[] | undefined {
-	const at = ring.findLastIndex(({ id }) => id === cursor || (related && isUpTo(id, cursor)));
+export function entriesAfter(ring: Ring, cursor: string): Entry[] | undefined {
+	const at = ring.findLastIndex(({ id }) => id === cursor);
 	return at < 0 ? undefined : ring.slice(at + 1);
 }
 

@@ -87,7 +87,7 @@ const FOUND: [number, number, Step[]][] = [
 			{ do: 'event', item: 'a' },
 		],
 	],
-	// A leader that had not heard of a wipe yet lent its lineage to a tab that had come past it.
+	// A leader that had not heard of a wipe yet took a tab that had come past it for its own.
 	[
 		0,
 		4,

@@ -37,9 +37,11 @@ function start(options: SSEClientOptions = {}, changes: Partial<Platform> = {}, 
 	sse.addEventListener('began', () => told.push('began'));
 	const errors: [string | undefined, number | undefined, boolean][] = [];
 	sse.addEventListener('error', ({ message, status, fatal }) => errors.push([message, status, fatal]));
+	const statuses: string[] = [];
+	sse.addEventListener('statuschange', () => statuses.push(sse.status));
 	const release = sse.connect();
 	const tell = (type: string) => page.dispatchEvent(new Event(type));
-	return { sse, streams, requests, told, errors, release, tell, listeners };
+	return { sse, streams, requests, told, errors, statuses, release, tell, listeners };
 }
 
 const turn = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
@@ -148,8 +150,42 @@ describe('reconnecting', () => {
 		expect(limited.requests).toHaveLength(2);
 	});
 
+	test('a server that asks for a pause without end is asked again within the hour, and not before', async () => {
+		for (const ask of ['retry: 99999999999999\n\nid: 1-0\n\n', '']) {
+			const { requests } = start({}, {}, (_, { signal }) => {
+				if (!ask) return new Response('', { status: 503, headers: { 'Retry-After': '99999999999' } });
+				const stream = new Stream(signal);
+				stream.write(ask);
+				stream.end();
+				return stream.response;
+			});
+			await turn(3_599_000);
+			expect(requests).toHaveLength(1);
+			await turn(1100);
+			expect(requests).toHaveLength(2);
+		}
+	});
+
+	test('a page that wakes while the first answer is awaited does not begin anew', async () => {
+		const { requests, tell, statuses } = start({}, {}, (_, { signal }) => new Promise((__, reject) => signal!.addEventListener('abort', reject)));
+		await turn(5000);
+		for (const event of ['online', 'visibilitychange', 'pageshow']) tell(event);
+		await turn();
+		expect([requests.length, statuses]).toEqual([1, []]);
+	});
+
+	test('reconnect() replaces what stands', async () => {
+		const { sse, streams, requests } = start();
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn();
+		sse.reconnect();
+		await turn();
+		expect([streams[0]!.isAborted, requests.map(({ cursor }) => cursor)]).toEqual([true, [null, '1-0']]);
+	});
+
 	test('a stream that was quiet for too long is cut when the page wakes', async () => {
-		const { streams, requests, tell } = start();
+		const { streams, requests, tell, errors, statuses } = start({ backoffBaseMs: 60_000 });
 		await turn();
 		streams[0]!.write('id: 1-0\n\n');
 		await turn(10_000);
@@ -161,6 +197,7 @@ describe('reconnecting', () => {
 		tell('online');
 		await turn();
 		expect(requests).toHaveLength(2);
+		expect([errors, statuses]).toEqual([[], ['live', 'connecting']]);
 	});
 
 	test('unauthorized until somebody reconnects', async () => {
@@ -196,6 +233,81 @@ describe('reconnecting', () => {
 
 describe('streams that are held back', () => {
 	const isPoll = (url: string) => url.endsWith('?live=false');
+
+	test('the stream is probed ever more rarely, and as at first once it came through', async () => {
+		let holds = true;
+		let stream: Stream | undefined;
+		const probed = start({ initialLastEventId: '1-0', backoffBaseMs: 0 }, {}, (url, { signal }) => {
+			if (isPoll(url)) {
+				const answer = new Stream();
+				answer.write('id: 1-0\n\n');
+				answer.end();
+				return answer.response;
+			}
+			if (holds) return new Promise((_, reject) => signal!.addEventListener('abort', reject));
+			stream = new Stream(signal);
+			stream.write('id: 1-0\n\n');
+			return stream.response;
+		});
+		const gaps = () => {
+			const at = probed.requests.filter(({ url }) => !isPoll(url)).map((request) => request.at);
+			return at.slice(1).map((time, index) => (time - at[index]! - 8000) / 60_000);
+		};
+		await turn(3_000_000);
+		expect(gaps().slice(0, 6)).toEqual([1, 2, 4, 8, 8, 8]);
+		// Polled all the while, and no other status between.
+		expect(probed.statuses).toEqual(['polling']);
+		holds = false;
+		for (let second = 0; second < 600 && !stream; second++) await turn(1000);
+		await turn(1000);
+		stream!.write(':\n\n');
+		await turn();
+		expect(probed.sse.status).toBe('live');
+		holds = true;
+		const before = gaps().length;
+		stream!.end();
+		await turn(400_000);
+		// The first is the stream's own time; then one attempt after the other, mute at once.
+		expect(gaps().slice(before + 1, before + 3)).toEqual([1, 2]);
+	});
+
+	test('a page that is shown asks at once', async () => {
+		const { requests, tell } = start({ mode: 'poll', initialLastEventId: '1-0' }, {}, () => {
+			const answer = new Stream();
+			answer.write('id: 1-0\n\n');
+			answer.end();
+			return answer.response;
+		});
+		await turn(1000);
+		expect(requests).toHaveLength(1);
+		tell('visibilitychange');
+		await turn();
+		expect(requests).toHaveLength(2);
+	});
+
+	test('a poll that is to come later is no way that is closed', async () => {
+		const { sse, requests } = start({ initialLastEventId: '1-0' }, {}, (url, { signal }) => {
+			if (isPoll(url)) return new Response('', { status: 429, headers: { 'Retry-After': '30' } });
+			return new Promise((_, reject) => signal!.addEventListener('abort', reject));
+		});
+		await turn(8000 + 61_000);
+		expect(requests.filter(({ url }) => isPoll(url))).toHaveLength(3);
+		expect(sse.status).toBe('connecting');
+	});
+
+	test('the doubt about one stream is not the next one\'s, nor its proof', async () => {
+		const { streams, requests } = start({ initialLastEventId: '1-0' });
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn(19_000);
+		streams[0]!.end();
+		await turn(1000);
+		streams[1]!.write('id: 1-0\n\n');
+		await turn(19_000);
+		expect(requests.filter(({ url }) => isPoll(url))).toHaveLength(0);
+		await turn(1000);
+		expect(requests.filter(({ url }) => isPoll(url))).toHaveLength(1);
+	});
 
 	test('mute: polling takes over, and the stream is probed until it comes through', async () => {
 		let holds = true;
@@ -270,7 +382,26 @@ describe('streams that are held back', () => {
 });
 
 describe('life', () => {
-	test('nothing happens before connect, and everything ends with the last release', async () => {
+	test('nothing happens before connect', async () => {
+		const answer = vi.fn(() => new Response());
+		const sse = new SSEClient('https://example.test/s', { initialLastEventId: '1-0' }, testPlatform(answer));
+		sse.mode = 'poll';
+		sse.reconnect();
+		await turn(60_000);
+		expect([answer.mock.calls.length, vi.getTimerCount(), sse.status]).toEqual([0, 0, 'connecting']);
+	});
+
+	test('closed during a pause, nothing is left', async () => {
+		const { sse, listeners, requests } = start({}, {}, () => new Response('', { status: 503 }));
+		await turn();
+		sse.close();
+		await turn();
+		expect([sse.status, listeners.size, vi.getTimerCount()]).toEqual(['closed', 0, 0]);
+		await turn(60_000);
+		expect(requests).toHaveLength(1);
+	});
+
+	test('everything ends with the last release', async () => {
 		const { sse, streams, release, listeners } = start();
 		const second = sse.connect();
 		await turn();
@@ -288,6 +419,7 @@ describe('life', () => {
 
 	test('released and asked for again in one turn, the stream stays', async () => {
 		const { sse, requests, release } = start();
+		await turn();
 		release();
 		sse.connect();
 		await turn(10);

@@ -43,25 +43,22 @@ describe('the ring', () => {
 
 	test('gives what is behind a cursor that it knows', () => {
 		const ring = filled(3);
-		expect(ids(entriesAfter(ring, '1-0', false))).toEqual(['1-1', '1-2', '1-3']);
-		expect(ids(entriesAfter(ring, '1-2', false))).toEqual(['1-3']);
-		expect(ids(entriesAfter(ring, '1-3', false))).toEqual([]);
+		expect(ids(entriesAfter(ring, '1-0'))).toEqual(['1-1', '1-2', '1-3']);
+		expect(ids(entriesAfter(ring, '1-2'))).toEqual(['1-3']);
+		expect(ids(entriesAfter(ring, '1-3'))).toEqual([]);
 	});
 
-	test('tells a place by order only in the lineage', () => {
+	test('does not tell a place by order', () => {
 		const ring = filled(3);
-		expect(entriesAfter(ring, '7-0', false)).toBeUndefined();
-		expect(ids(entriesAfter(ring, '7-0', true))).toEqual([]); // ahead of the leader
-		expect(ids(entriesAfter(ring.toSpliced(2, 1), '1-2', true))).toEqual(['1-3']);
-		expect(entriesAfter(ring, '0-9', true)).toBeUndefined();
-		expect(entriesAfter(ring, 'odd', true)).toBeUndefined();
-		expect(entriesAfter([], '1-0', true)).toBeUndefined();
+		for (const cursor of ['7-0', '0-9', '', 'odd']) expect(entriesAfter(ring, cursor)).toBeUndefined();
+		expect(entriesAfter(ring.toSpliced(2, 1), '1-2')).toBeUndefined();
+		expect(entriesAfter([], '1-0')).toBeUndefined();
 	});
 
 	test('forgets the oldest, and knows that it did', () => {
 		const ring = filled(600);
-		expect(entriesAfter(ring, '1-10', true)).toBeUndefined();
-		expect(ids(entriesAfter(ring, ring[0]!.id, false))).toHaveLength(511);
+		expect(entriesAfter(ring, '1-10')).toBeUndefined();
+		expect(ids(entriesAfter(ring, ring[0]!.id))).toHaveLength(511);
 		expect(entriesSince(ring, 150)).toBeUndefined();
 		expect(ids(entriesSince(ring, ring[0]!.at + 1))).toEqual(ids(ring));
 	});

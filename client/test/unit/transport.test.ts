@@ -94,6 +94,17 @@ describe('what is not a stream', () => {
 		expect(await run(() => stream.response).outcome).toMatchObject({ kind: 'failed' });
 	});
 
+	test.each([200, 404, 500])('the line of an answer that nobody reads is let go: %i', async (status) => {
+		let stream!: Stream;
+		const { outcome } = run((_, { signal }) => {
+			stream = new Stream(signal);
+			return new Response(stream.response.body, { status, headers: { 'Content-Type': 'text/html' } });
+		});
+		await outcome;
+		expect(stream.isAborted).toBe(true);
+		expect(vi.getTimerCount()).toBe(0);
+	});
+
 	test('Retry-After is seconds or a date', () => {
 		const now = Date.parse('2026-01-01T00:00:00Z');
 		expect(retryAfterMs('3', now)).toBe(3000);
@@ -121,12 +132,15 @@ describe('headers', () => {
 
 	test('a refresh that helps', async () => {
 		const stream = new Stream();
+		const cancel = vi.fn();
 		let count = 0;
-		const { blocks, outcome } = run(() => (count++ ? stream.response : new Response('', { status: 401 })));
+		const refused = () => new Response(new ReadableStream({ cancel }), { status: 401 });
+		const { blocks, outcome } = run(() => (count++ ? stream.response : refused()));
 		stream.write('id: 1-1\n\n');
 		stream.end();
 		expect((await outcome).kind).toBe('ended');
 		expect(blocks).toEqual([{ id: '1-1' }]);
+		expect(cancel).toHaveBeenCalledTimes(1);
 	});
 
 	test('Last-Event-ID is sent where there is one', async () => {
@@ -174,6 +188,31 @@ describe('silence', () => {
 		await vi.advanceTimersByTimeAsync(5000);
 		expect((await outcome).kind).toBe('silent');
 		expect(stream.isAborted).toBe(true);
+	});
+
+	test('cut while it waits for headers, it asks for nothing any more', async () => {
+		let give!: (headers: HeadersInit) => void;
+		const answer = vi.fn(() => new Response());
+		const { outcome, stop } = run(answer, { headers: () => new Promise((resolve) => (give = resolve)) });
+		await vi.advanceTimersByTimeAsync(0);
+		stop.abort({ kind: 'cut' });
+		expect((await outcome).kind).toBe('cut');
+		give({});
+		await vi.advanceTimersByTimeAsync(0);
+		expect(answer).not.toHaveBeenCalled();
+		expect(vi.getTimerCount()).toBe(0);
+	});
+
+	test('cut, it tells of nothing any more, even where the line is not', async () => {
+		const stream = new Stream(); // of a fetch that ignores its signal
+		const { outcome, stop, blocks } = run(() => stream.response);
+		await vi.advanceTimersByTimeAsync(0);
+		stop.abort({ kind: 'cut' });
+		expect((await outcome).kind).toBe('cut');
+		stream.write('id: 1-1\n\n');
+		await vi.advanceTimersByTimeAsync(0);
+		expect(blocks).toEqual([]);
+		expect(vi.getTimerCount()).toBe(0);
 	});
 
 	test('stopped from outside, it ends and lets the line go', async () => {

@@ -1,0 +1,247 @@
+/** One tab, with the lock and the other tabs in the test's hand: what races of a browser bring rarely. */
+
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { SSEClient } from '../../src/core/client.js';
+import type { Platform } from '../../src/core/platform.js';
+import type { Message, Question, Word } from '../../src/tabs/channel.js';
+import { Stream, testPlatform } from './support.js';
+
+beforeEach(() => vi.useFakeTimers({ now: 1_700_000_000_000 }));
+afterEach(() => vi.useRealTimers());
+
+const turn = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
+
+interface Asked {
+	options: LockOptions;
+	grant: () => unknown;
+	reject: (error: Error) => void;
+}
+
+function start(changes: Partial<Platform> = {}) {
+	const locks: Asked[] = [];
+	const posted: Message[] = [];
+	const streams: Stream[] = [];
+	let channel: { onmessage: ((event: MessageEvent) => void) | null } | undefined;
+	class Channel {
+		onmessage = null;
+		constructor() {
+			channel = this;
+		}
+		postMessage = (message: Message) => void posted.push(message);
+		close = () => {};
+	}
+	const request = (...[, options, grant]: [string, LockOptions, () => unknown]) =>
+		new Promise((_, reject) => {
+			let isGranted = false;
+			locks.push({ options, reject, grant: () => ((isGranted = true), grant()) });
+			// As the standard says: what was granted is not aborted any more.
+			options.signal?.addEventListener('abort', () => isGranted || reject(new DOMException('aborted', 'AbortError')));
+		});
+	const platform = testPlatform(
+		(_, { signal }) => {
+			const stream = new Stream(signal);
+			streams.push(stream);
+			return stream.response;
+		},
+		{
+			performance: { timeOrigin: 1_600_000_000_000 },
+			navigator: { locks: { request } as unknown as LockManager },
+			BroadcastChannel: Channel,
+			...changes,
+		},
+	);
+	const sse = new SSEClient('https://example.test/s', { initialLastEventId: '1-0' }, platform);
+	const told: string[] = [];
+	sse.on('argument_updated', ({ id }) => told.push(String(id)));
+	sse.connect();
+	const hear = (message: Partial<Word> | Question | { mode: 'poll' }) => channel!.onmessage!({ data: message } as MessageEvent);
+	const words = () => posted.filter((message): message is Word => 'term' in message);
+	const questions = () => posted.filter((message): message is Question => 'from' in message);
+	return { sse, locks, posted, streams, told, hear, words, questions };
+}
+
+const state = { term: 't', count: 5, hasBegun: true, status: 'live', mode: 'auto', isHidden: false } as const;
+const block = (seq: number, id: string) => ({
+	id: `1-${seq}`,
+	data: JSON.stringify({ event: 'argument_updated', data: { id, reason: 'edited' } }),
+});
+
+/** A follower in step, at 1-0, with what its leader had told five times. */
+async function follow() {
+	const tab = start();
+	await turn();
+	const { from, cursor } = tab.questions()[0]!;
+	tab.hear({ ...state, to: from, cursor, blocks: [] });
+	expect(tab.sse.status).toBe('follower');
+	return { ...tab, id: from };
+}
+
+describe('the lock', () => {
+	test('granted to a tab that has left meanwhile is let go at once', async () => {
+		const { sse, locks, streams } = start();
+		sse.close();
+		expect(await locks[0]!.grant()).toBeUndefined();
+		await turn(10_000);
+		expect([sse.role, streams.length, vi.getTimerCount()]).toEqual([undefined, 0, 0]);
+	});
+
+	test('stolen, the tab follows, and waits for the lock again', async () => {
+		const { sse, locks, streams } = start();
+		void locks[0]!.grant();
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn();
+		expect([sse.status, sse.role]).toEqual(['live', 'leader']);
+		locks[0]!.reject(new DOMException('stolen', 'AbortError'));
+		await turn();
+		expect([sse.role, streams[0]!.isAborted, locks.length]).toEqual(['follower', true, 2]);
+	});
+
+	test('stolen from a tab that has left meanwhile, it changes nothing', async () => {
+		const { sse, locks, streams } = start();
+		void locks[0]!.grant();
+		await turn();
+		sse.close();
+		locks[0]!.reject(new DOMException('stolen', 'AbortError'));
+		await turn(10_000);
+		expect([sse.status, sse.role, locks.length, streams.length]).toEqual(['closed', undefined, 1, 1]);
+	});
+
+	test('stolen from itself, a tab leads on, whichever it hears of first', async () => {
+		const { sse, locks, streams } = start();
+		await turn(8000); // nobody answers: it steals, and is granted what it waited for just then
+		expect(locks.map(({ options }) => !!options.steal)).toEqual([false, true]);
+		void locks[0]!.grant();
+		void locks[1]!.grant();
+		locks[0]!.reject(new DOMException('stolen', 'AbortError'));
+		await turn();
+		expect([sse.role, streams.length]).toEqual(['leader', 1]);
+	});
+
+	test('not allowed here, the tab has a stream of its own', async () => {
+		const { sse, locks, streams } = start();
+		locks[0]!.reject(new DOMException('opaque origin', 'SecurityError'));
+		await turn();
+		expect([sse.role, streams.length]).toEqual(['alone', 1]);
+	});
+
+	test.each<[string, Partial<Platform>]>([
+		['locks', { navigator: {} }],
+		['a navigator', { navigator: undefined }],
+		['channels', { BroadcastChannel: undefined }],
+		[
+			'the right to a channel',
+			{
+				BroadcastChannel: class {
+					constructor() {
+						throw new DOMException('opaque origin', 'SecurityError');
+					}
+				} as never,
+			},
+		],
+	])('without %s, too', async (_, changes) => {
+		const { sse, streams } = start(changes);
+		await turn();
+		expect([sse.role, streams.length]).toEqual(['alone', 1]);
+	});
+
+	test('a follower that leaves leaves nothing', async () => {
+		const { sse, locks } = await follow();
+		sse.close();
+		await turn();
+		expect([vi.getTimerCount(), locks[0]!.options.signal!.aborted]).toEqual([0, true]);
+	});
+});
+
+describe('what a follower hears', () => {
+	test('news are taken in their order', async () => {
+		const { hear, told, sse } = await follow();
+		hear({ ...state, count: 6, blocks: [block(1, 'a')] });
+		hear({ ...state, count: 7, blocks: [block(2, 'b')] });
+		expect([told, sse.lastEventId, sse.hasBegun]).toEqual([['a', 'b'], '1-2', true]);
+	});
+
+	test.each<[string, Partial<Word>]>([
+		['news', { count: 7, blocks: [block(2, 'b')] }],
+		['a state', { count: 6 }],
+		['another term', { term: 'u', count: 5 }],
+		// It begins at another tab's cursor: what was told before that is not in it.
+		['an answer to another tab', { count: 6, to: 'other', cursor: '1-1', blocks: [block(2, 'b')] }],
+	])('%s after something was missed: it asks, and takes nothing', async (_, message) => {
+		const { hear, told, sse, questions } = await follow();
+		const before = questions().length;
+		hear({ ...state, ...message });
+		expect([told, sse.lastEventId, questions().length - before]).toEqual([[], '1-0', 1]);
+	});
+
+	test('the answer to an earlier question is none', async () => {
+		const { hear, told, sse, id } = await follow();
+		hear({ ...state, count: 6, blocks: [block(1, 'a')] });
+		hear({ ...state, count: 7, to: id, cursor: '1-0', blocks: [block(2, 'b')] });
+		expect([told, sse.lastEventId]).toEqual([['a'], '1-1']);
+	});
+
+	test('a leader that cannot tell: a stream of its own, until the leader can', async () => {
+		const { hear, told, streams, id, sse, questions } = await follow();
+		hear({ ...state, count: 8 });
+		hear({ ...state, count: 8, to: id, cursor: '1-0' });
+		await turn();
+		expect(streams).toHaveLength(1);
+		hear({ ...state, count: 8, to: id, cursor: '1-0' }); // told again, it goes on
+		streams[0]!.write(`id: ${block(2, '').id}\ndata: ${block(2, 'b').data}\n\n`);
+		await turn();
+		expect([told, streams.length, questions().at(-1)!.cursor]).toEqual([['b'], 1, '1-2']);
+		hear({ ...state, count: 9, to: id, cursor: '1-2', blocks: [block(3, 'c')] });
+		await turn();
+		expect([told, sse.status, streams[0]!.isAborted]).toEqual([['b', 'c'], 'follower', true]);
+	});
+
+	test('a question says since when the page may have fetched, with a second in hand', async () => {
+		expect((await follow()).questions()[0]!.since).toBe(1_600_000_000_000 - 1000);
+	});
+});
+
+describe('what a leader says', () => {
+	async function lead() {
+		const tab = start();
+		void tab.locks[0]!.grant();
+		await turn();
+		tab.streams[0]!.write('id: 1-0\n\n');
+		await turn();
+		tab.posted.length = 0;
+		return tab;
+	}
+
+	test('one word for each piece with events, and none for heartbeats', async () => {
+		const { streams, words } = await lead();
+		for (let beat = 0; beat < 5; beat++) {
+			streams[0]!.write(':\n\n');
+			await turn(1000);
+		}
+		expect(words()).toEqual([]);
+		streams[0]!.write(`id: 1-1\ndata: ${block(1, 'a').data}\n\nid: 1-2\ndata: ${block(2, 'b').data}\n\n`);
+		await turn();
+		expect(words().map(({ blocks }) => blocks?.map(({ id }) => id))).toEqual([['1-1', '1-2']]);
+	});
+
+	test('to questions: what is behind the very entry; where that is unknown, nothing', async () => {
+		const { streams, hear, words } = await lead();
+		streams[0]!.write(`id: 1-1\ndata: ${block(1, 'a').data}\n\nid: 1-3\ndata: ${block(3, 'b').data}\n\n`);
+		await turn();
+		const ask = (cursor: string) => {
+			hear({ from: 'other', cursor, since: 0 });
+			return words().at(-1)!.blocks?.map(({ id }) => id);
+		};
+		expect([ask('1-0'), ask('1-1'), ask('1-3')]).toEqual([['1-1', '1-3'], ['1-3'], []]);
+		expect([ask('1-2'), ask('0-9'), ask('2-0')]).toEqual([undefined, undefined, undefined]);
+		expect(words().at(-1)).toMatchObject({ to: 'other', cursor: '2-0', count: 2, hasBegun: true });
+	});
+
+	test('before anything came, a leader has no answers', async () => {
+		const { locks, hear, words } = start();
+		void locks[0]!.grant();
+		hear({ from: 'other', cursor: '1-0', since: 0 });
+		expect(words().at(-1)).toMatchObject({ hasBegun: false });
+		expect(words().at(-1)).not.toHaveProperty('to');
+	});
+});
