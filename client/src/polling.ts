@@ -192,7 +192,6 @@ export function createSource(
 		set mode(wanted) {
 			if (wanted === mode) return;
 			mode = wanted;
-			muted = 0;
 			restart();
 		},
 		start,

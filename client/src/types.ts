@@ -11,3 +11,6 @@ import type { ServerEvents } from './generated/events.js';
 export interface Register {}
 
 export type RegisteredEvents = Register extends { events: infer E extends object } ? E : ServerEvents;
+
+/** Whichever events there are, this one may come: something was lost, and everything may be stale. */
+export const RELOAD = 'reload_required';

@@ -6,6 +6,7 @@
  */
 
 import { pushBounded, type Ring } from '../tabs/ring.js';
+import { RELOAD } from '../types.js';
 import { isUpTo } from './cursor.js';
 import type { Block } from './parser.js';
 import type { Platform } from './platform.js';
@@ -14,8 +15,6 @@ export interface Envelope {
 	event: string;
 	data: unknown;
 }
-
-export const RELOAD = 'reload_required';
 
 export interface Feed {
 	/** '' before there is one. */

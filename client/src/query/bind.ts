@@ -2,8 +2,7 @@
 
 import type { Query, QueryClient, QueryKey } from '@tanstack/react-query';
 import type { EventMap, SSEClient } from '../core/client.js';
-import { RELOAD } from '../core/feed.js';
-import type { RegisteredEvents } from '../types.js';
+import { RELOAD, type RegisteredEvents } from '../types.js';
 import { Coalescer, type Target } from './coalesce.js';
 import { Race } from './race.js';
 

@@ -2,9 +2,9 @@ import { zSseEnvelope } from 'stalecast-client/zod';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Block } from '../../src/core/parser.js';
 import { attempt } from '../../src/core/transport.js';
-import { missing, waitUntil, World } from './harness.js';
+import { isLacking, waitUntil, World } from './harness.js';
 
-describe.skipIf(missing.length > 0)('frames of a running server', () => {
+describe.skipIf(isLacking())('frames of a running server', () => {
 	const world = new World();
 	beforeAll(() => world.start());
 	afterAll(() => world.stop());

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { missing, seen, sleep, waitUntil, World } from './harness.js';
+import { isLacking, seen, sleep, waitUntil, World } from './harness.js';
 
 const ITEMS = Array.from({ length: 24 }, (_, index) => `item-${index}`);
 /** Changed only while the server is down, each several times. */
@@ -7,7 +7,7 @@ const ABSENT = ITEMS.slice(0, 8);
 const PRESENT = ITEMS.slice(8);
 const pick = (items: string[]): string => items[Math.floor(Math.random() * items.length)]!;
 
-describe.skipIf(missing.length > 0)('two pages of one browser', () => {
+describe.skipIf(isLacking())('two pages of one browser', () => {
 	const world = new World();
 	beforeAll(() => world.start());
 	afterAll(() => world.stop());

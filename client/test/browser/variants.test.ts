@@ -1,10 +1,10 @@
 import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { missing, seen, sleep, status, waitUntil, World } from './harness.js';
+import { isLacking, seen, sleep, status, waitUntil, World } from './harness.js';
 
 const ITEMS = ['a', 'b', 'c', 'd'];
 
-describe.skipIf(missing.length > 0)('what stands between', () => {
+describe.skipIf(isLacking())('what stands between', () => {
 	const world = new World();
 	beforeAll(() => world.start());
 	afterAll(() => world.stop());
@@ -99,6 +99,40 @@ describe.skipIf(missing.length > 0)('what stands between', () => {
 		await world.waitEqual([two]);
 		await crash;
 		expect(await reloads([two])).toEqual([0]);
+	});
+
+	test('the leader is told that it is frozen: it lets go at once, and follows from its cursor when it thaws', async () => {
+		const [one, two] = await openTwo();
+		// Pages without a window are never hidden, so Chromium freezes none of them itself; the events are those it sends.
+		await one.evaluate(() => document.dispatchEvent(new Event('freeze')));
+		await world.waitStatus(two, 'live');
+		for (const item of ITEMS) await world.update(item);
+		await world.waitEqual([two]);
+		await one.evaluate(() => document.dispatchEvent(new Event('resume')));
+		await world.waitStatus(one, 'follower');
+		await world.waitEqual([one, two]);
+		expect(await reloads([one, two])).toEqual([0, 0]);
+		await waitUntil('one stream is left', async () => (await world.gauge()) === 1);
+	});
+
+	test('the leader hangs: its lock is stolen, and it follows when it runs again', async () => {
+		const [one, two] = await openTwo(undefined, { beatMs: 250 });
+		const hung = one.evaluate(() => {
+			const end = performance.now() + 6000;
+			while (performance.now() < end);
+		});
+		await world.waitStatus(two, 'live');
+		for (const item of ITEMS) await world.update(item);
+		await world.waitEqual([two]);
+		let isHung = true;
+		void hung.then(() => (isHung = false));
+		await sleep(0);
+		expect(isHung).toBe(true);
+		await hung;
+		await world.waitStatus(one, 'follower');
+		await world.waitEqual([one, two]);
+		expect(await reloads([one, two])).toEqual([0, 0]);
+		await waitUntil('one stream is left', async () => (await world.gauge()) === 1);
 	});
 
 	test('the token expires: it is refreshed once, and what was missed comes', async () => {

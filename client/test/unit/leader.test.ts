@@ -21,11 +21,11 @@ function start(changes: Partial<Platform> = {}) {
 	const locks: Asked[] = [];
 	const posted: Message[] = [];
 	const streams: Stream[] = [];
-	let channel: { onmessage: ((event: MessageEvent) => void) | null } | undefined;
+	const channels: Channel[] = [];
 	class Channel {
-		onmessage = null;
+		onmessage: ((event: MessageEvent) => void) | null = null;
 		constructor() {
-			channel = this;
+			channels.push(this);
 		}
 		postMessage = (message: Message) => void posted.push(message);
 		close = () => {};
@@ -54,7 +54,7 @@ function start(changes: Partial<Platform> = {}) {
 	const told: string[] = [];
 	sse.on('argument_updated', ({ id }) => told.push(String(id)));
 	sse.connect();
-	const hear = (message: Partial<Word> | Question | { mode: 'poll' }) => channel!.onmessage!({ data: message } as MessageEvent);
+	const hear = (message: Partial<Word> | Question | { mode: 'poll' }) => channels.at(-1)!.onmessage!({ data: message } as MessageEvent);
 	const words = () => posted.filter((message): message is Word => 'term' in message);
 	const questions = () => posted.filter((message): message is Question => 'from' in message);
 	return { sse, locks, posted, streams, told, hear, words, questions };
@@ -237,9 +237,12 @@ describe('what a leader says', () => {
 		expect(words().at(-1)).toMatchObject({ to: 'other', cursor: '2-0', count: 2, hasBegun: true });
 	});
 
-	test('before anything came, a leader has no answers', async () => {
-		const { locks, hear, words } = start();
+	test('before anything but heartbeats came, a leader has no answers', async () => {
+		const { locks, streams, hear, words } = start();
 		void locks[0]!.grant();
+		await turn();
+		streams[0]!.write('retry: 100\n\n:\n\n');
+		await turn();
 		hear({ from: 'other', cursor: '1-0', since: 0 });
 		expect(words().at(-1)).toMatchObject({ hasBegun: false });
 		expect(words().at(-1)).not.toHaveProperty('to');
