@@ -205,9 +205,8 @@ class Streams:
             wire = await begin(sse.retry_block(FULL_RETRY_MS))
             await wire.end()
             return None
-        _log.info(
-            "stream_opened", topic=asked.topic_id, cursor=asked.last_event_id, user_agent=asked.user_agent
-        )
+        log = _log.info if asked.live else _log.debug  # who polls asks every few seconds
+        log("stream_opened", topic=asked.topic_id, cursor=asked.last_event_id, user_agent=asked.user_agent)
         return subscriber
 
 

@@ -139,7 +139,8 @@ class Subscriber:
         self._closed = True
         self._hub.overflows += self.backlog.collapsed
         self._hub.leave(self._topic, self)
-        _log.info(
+        log = _log.info if self._live else _log.debug  # who polls asks every few seconds
+        log(
             "stream_closed", topic=self._topic.name, outcome=outcome,
             seconds=round(trio.current_time() - self._opened_s, 3),
         )  # fmt: skip
