@@ -151,7 +151,7 @@ export class World {
 	beforeAnswer: (page: string, item: string) => Promise<void> | void = () => {};
 	/** Which bearer token the application lets through to streams; any, if undefined. */
 	validToken: string | undefined;
-	#browser: Browser | undefined;
+	#browser: Promise<Browser> | undefined;
 	stalecast!: Service;
 	nginx: Service | undefined;
 	stalecastUrl!: string;
@@ -161,7 +161,7 @@ export class World {
 	#redis!: Service;
 	#publisher!: ReturnType<typeof createClient>;
 	#site!: Server;
-	#context: BrowserContext | undefined;
+	#context: Promise<BrowserContext> | undefined;
 	#proxied = new Set<ServerResponse>();
 
 	async start(settings: Record<string, string> = {}): Promise<void> {
@@ -203,7 +203,7 @@ export class World {
 	}
 
 	async stop(): Promise<void> {
-		await this.#browser?.close();
+		await (await this.#browser)?.close();
 		this.#site?.closeAllConnections();
 		this.#site?.close();
 		await this.nginx?.stop('SIGQUIT');
@@ -245,7 +245,7 @@ export class World {
 
 	/** Begin a test: no page is open, every item is at version 0. */
 	async reset(items: string[]): Promise<void> {
-		await this.#context?.close();
+		await (await this.#context)?.close();
 		this.#context = undefined;
 		this.database.clear();
 		for (const item of items) this.database.set(item, 0);
@@ -262,7 +262,8 @@ export class World {
 	 * it is of the page's own origin; Stalecast itself is of another.
 	 */
 	async open(config: Partial<PageConfig> & { name: string }, base = this.stalecastUrl): Promise<Page> {
-		this.#browser ??= await chromium.launch({
+		// Promises, not what they bring: pages are opened side by side.
+		this.#browser ??= chromium.launch({
 			executablePath: CHROMIUM,
 			args: [
 				'--no-sandbox',
@@ -274,8 +275,8 @@ export class World {
 				'--disable-sync',
 			],
 		});
-		this.#context ??= await this.#browser.newContext();
-		const page = await this.#context.newPage();
+		this.#context ??= this.#browser.then((browser) => browser.newContext());
+		const page = await (await this.#context).newPage();
 		if (config.hasToken) await page.addInitScript(() => (window.token = () => sessionStorage.getItem('token') ?? 'first'));
 		await page.goto(this.pageUrl(config, base));
 		return page;
