@@ -34,10 +34,13 @@ export function createTimer(platform: Platform): (run?: () => void, ms?: number)
 /** A name that no other tab has. */
 export const drawName = (platform: Platform): string => `${platform.Math.random()}`;
 
-/** What a page can hear of, and whether it runs from then on: one that is frozen, or left, may never run again. */
+/**
+ * What a page can hear of, and whether it runs from then on: one that is frozen, or left, may never run again. Being
+ * shown or hidden says nothing of that: a page that is left is hidden after it.
+ */
 const PAGE_EVENTS: Record<string, boolean | undefined> = {
 	visibilitychange: undefined,
-	online: undefined,
+	online: true,
 	freeze: false,
 	pagehide: false,
 	resume: true,
@@ -45,8 +48,8 @@ const PAGE_EVENTS: Record<string, boolean | undefined> = {
 };
 
 /**
- * Tells when the page begins or ceases to run; and, by `undefined`, when it was shown or hidden, or is online again.
- * Returns what ends it.
+ * Tells whether the page runs, when it begins or ceases to or is online again; and, by `undefined`, when it was shown or
+ * hidden. Returns what ends it.
  */
 export function listenToPage(platform: Platform, hear: (isRunning: boolean | undefined) => void): () => void {
 	const controller = new AbortController();

@@ -114,7 +114,8 @@ export function createTabs(
 	const heed = (isRunning: boolean | undefined) => {
 		if (isRunning !== undefined) run(isRunning);
 		tell();
-		source.wake();
+		// Nobody waits for a page that was hidden.
+		if (isRunning ?? !isHidden()) source.wake();
 	};
 
 	const run = (isRunning: boolean) => {

@@ -166,6 +166,23 @@ describe('reconnecting', () => {
 		}
 	});
 
+	test.each(['stream', 'poll'] as const)('a page that is hidden waits as before; shown, or online, it does not: %s', async (mode) => {
+		const document = { baseURI: 'https://example.test/', hidden: false };
+		const { requests, tell } = start({ mode, backoffBaseMs: 30_000, pollMs: 30_000 }, { document }, () => new Response('', { status: 502 }));
+		await turn();
+		document.hidden = true;
+		tell('visibilitychange');
+		await turn(100);
+		expect(requests).toHaveLength(1);
+		tell('online'); // also a hidden page may have the stream for others
+		await turn(100);
+		expect(requests).toHaveLength(2);
+		document.hidden = false;
+		tell('visibilitychange');
+		await turn(100);
+		expect(requests).toHaveLength(3);
+	});
+
 	test('a page that wakes while the first answer is awaited does not begin anew', async () => {
 		const { requests, tell, statuses } = start({}, {}, (_, { signal }) => new Promise((__, reject) => signal!.addEventListener('abort', reject)));
 		await turn(5000);

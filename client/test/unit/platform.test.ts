@@ -7,7 +7,7 @@ afterEach(() => vi.useRealTimers());
 
 const cases: [string, EventTarget, Event, boolean | undefined][] = [
 	['shown or hidden', document, new Event('visibilitychange', { bubbles: true }), undefined],
-	['online', window, new Event('online'), undefined],
+	['online', window, new Event('online'), true],
 	// These two do not bubble.
 	['frozen', document, new Event('freeze'), false],
 	['thawed', document, new Event('resume'), true],
