@@ -1,8 +1,9 @@
-"""Everything that knows the insides of Hypercorn 0.18 and Quart-Trio 0.12 lives here, and nowhere else.
+"""Everything that knows the insides of Hypercorn 0.18 and Quart-Trio 0.12 lives here, in http11.py and in
+http2.py, and nowhere else.
 
-Importing this module puts our connection handler, worker context, HTTP/1.1 protocol and HTTP/2 stream buffer
-in the places where Hypercorn looks them up at run time, so the same remedies hold under `stalecast serve` and
-under `hypercorn -k trio app.asgi:app`. tests/test_serving.py has one test for each trap.
+Importing this module puts our connection handler, worker context and protocols in the places where Hypercorn
+looks them up at run time, so the same remedies hold under `stalecast serve` and under
+`hypercorn -k trio app.asgi:app`. tests/test_serving.py has one test for each trap.
 """
 
 # Hypercorn's and Quart's own types leave much unsaid, and what is patched is not meant to be:
@@ -11,7 +12,6 @@ import contextlib
 import gc
 import math
 import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
@@ -19,24 +19,13 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-import h11
 import hypercorn.protocol
-import hypercorn.protocol.h2
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.events import EndBody
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h2 import (
-    BUFFER_HIGH_WATER,
-    BUFFER_LOW_WATER,
-    BufferCompleteError,
-    H2Protocol,
-    StreamBuffer,
-)
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGISendCallable, ConnectionState
@@ -45,6 +34,10 @@ from quart import Quart, Response
 from quart.utils import encode_headers  # pyright: ignore[reportUnknownVariableType]
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from app.contain import report
+from app.handler_settings import CLOSE_TIMEOUT_S, CONNECTION_STATE_KEY, HandlerSettings
+from app.http2 import Http2
+from app.http11 import Http11, StreamAsked
 from app.settings import Settings
 from app.stream_request import LIMIT_BYTES, NotRead, StreamRequest, read_stream_request
 from app.streams.sse import chunk
@@ -54,9 +47,7 @@ if TYPE_CHECKING:
     from app.streams.subscriber import Subscriber
 
 STREAM_ENDPOINT_KEY: Final = "stalecast.streams"
-CONNECTION_STATE_KEY: Final = "stalecast.connection"
 RECEIVE_BYTES: Final = 1 << 14
-CLOSE_TIMEOUT_S: Final = 2.0
 # Linux: how long sent bytes may stay unacknowledged, or a peer's window closed, before the kernel gives up.
 TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
 # The collector walks every live task at each full collection, which is what 10,000 clients are made of, and
@@ -92,13 +83,6 @@ def _interceptors(app: Quart) -> int:
     hooks = (app.before_request_funcs, app.after_request_funcs, app.url_value_preprocessors)
     replaced = "asgi_app" in vars(app)  # Quart's documented way to add a middleware
     return replaced + sum(len(functions) for by_scope in hooks for functions in by_scope.values())
-
-
-class HandlerSettings:
-    """What the connection handlers of this process use; set by `configure` before the first connection."""
-
-    send_timeout_s: float = 30.0
-    request_head_timeout_s: float = 10.0
 
 
 def configure(settings: Settings) -> None:
@@ -217,28 +201,31 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         return self.run().__await__()
 
     async def run(self) -> None:
+        """Nothing that this connection does, and no mistake of ours in it, gets further than this: an
+        exception that left here would end the server with everybody on it. What is about the server itself
+        (Cancelled, KeyboardInterrupt) passes."""
         try:
-            alpn_protocol, transport, is_tls = await self._shake_hands()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError):
-            await trio.aclose_forcefully(self.stream)
-            return
-        self._connections.add(self)
-        try:
-            asked: StreamRequest | bytes | None = b""
-            if self.stream_endpoint is not None:
-                asked = None
-                with self._reading:
-                    asked = await self._read_request()
-            if isinstance(asked, bytes):
-                asked = await self._answer_requests(asked, alpn_protocol, transport, is_tls=is_tls)
-            if asked is not None:
-                del transport
-                await self._serve_stream(asked)
-        except OSError:
-            pass  # the peer broke the connection while it was being set up
-        finally:
-            self._connections.discard(self)
-            await self._close()
+            # All in this one frame: it is there as long as the stream.
+            try:
+                alpn_protocol, transport, is_tls = await self._shake_hands()
+                self._connections.add(self)
+                asked: StreamRequest | bytes | None = b""
+                if self.stream_endpoint is not None:
+                    asked = None
+                    with self._reading:
+                        asked = await self._read_request()
+                if isinstance(asked, bytes):
+                    asked = await self._answer_requests(asked, alpn_protocol, transport, is_tls=is_tls)
+                if asked is not None:
+                    del transport
+                    await self._serve_stream(asked)
+            finally:
+                self._connections.discard(self)
+                await self._close()
+        except* trio.TooSlowError:
+            pass  # the handshake
+        except* Exception as error:  # noqa: BLE001 the one boundary
+            report("connection", error)
 
     async def _read_request(self) -> "StreamRequest | bytes | None":
         """The first request if it is for a stream; otherwise what is here of it, for Hypercorn. None: the
@@ -321,7 +308,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         self._reading = trio.CancelScope(deadline=deadline)
         self.send_lock = trio.Lock()
         asked: StreamRequest | None = None
-        async with TaskGroup() as task_group:
+        async with Requests() as task_group:
             self._task_group = task_group
             self.protocol = ProtocolWrapper(
                 self.app,
@@ -351,7 +338,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
                 await self.protocol.handle(RawData(data))
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 return None
-            except _StreamAsked as asked:
+            except StreamAsked as asked:
                 return asked.request
             if not data:
                 return None
@@ -411,76 +398,45 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         DirectWire(transport, 0).abort()
 
 
-@dataclass
-class _StreamAsked(Exception):
-    """A connection that Hypercorn serves has come to a request for a stream: leave Hypercorn."""
+class Requests(TaskGroup):
+    """The tasks of one connection. A request that fails costs its own answer, and is logged in one line."""
 
-    request: StreamRequest
+    async def spawn_app(
+        self, app: Any, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Any], Awaitable[None]]:
+        to_app, from_client = trio.open_memory_channel[Any](config.max_app_queue_size)
 
+        async def put(message: Any) -> None:
+            # Nobody takes what comes when the application has ended. (Hypercorn would wait for ever.)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await to_app.send(message)
 
-class Http11(H11Protocol):
-    """Without the doors to HTTP/2 in cleartext, where nothing bounds what a client makes us buffer."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._run_app, app, scope, from_client, send)
+        return put
 
-    async def _check_protocol(self, event: h11.Request) -> None:
-        return  # `Upgrade: h2c` is answered in HTTP/1.1, as RFC 9110 (7.8) allows
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        if request.method == b"PRI":
-            await self._send_error_response(505)
-            await self.send(Closed())
-            return
-        handler: Any = self.connection_state.get(CONNECTION_STATE_KEY)
-        if handler is not None and handler.stream_endpoint is not None:
-            # Another one came before it on this connection; from here on it goes the same way as a first one.
-            fields = b"".join([b"%b: %b\r\n" % field for field in request.headers])
-            line = b"%b %b HTTP/%b\r\n" % (request.method, request.target, request.http_version)
-            asked = read_stream_request(line + fields + b"\r\n")
-            if isinstance(asked, StreamRequest):
-                raise _StreamAsked(asked)
-        await super()._create_stream(request)
-
-
-class Http2(H2Protocol):
-    """A stream's end is on its way before anything follows from it: at a drain Hypercorn would close the
-    connection (GOAWAY) over the END_STREAM that its sending task has yet to write."""
-
-    async def stream_send(self, event: StreamEvent) -> None:
-        await super().stream_send(event)
-        if isinstance(event, EndBody):
-            with trio.move_on_after(CLOSE_TIMEOUT_S):
-                while event.stream_id in self.stream_buffers:
-                    await self.has_data.set()
-                    await trio.lowlevel.checkpoint()
+    async def _run_app(
+        self, app: Any, scope: Any, from_client: trio.MemoryReceiveChannel[Any], send: Any
+    ) -> None:
+        async with from_client:
+            try:
+                await app(scope, from_client.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+            except* Exception as error:  # noqa: BLE001 the request's boundary
+                report("request", error, method=scope.get("method", ""), path=scope.get("path", ""))
+        await send(None)
 
 
-class BoundedStreamBuffer(StreamBuffer):
-    """HTTP/2: `push` waits while the peer's window is shut. (Hypercorn's own lets a push through at every
-    turn of the sending task: a client with a window of zero grew it by 1.2 MB/s.)"""
-
-    async def push(self, data: bytes) -> None:
-        if self._complete:
-            raise BufferCompleteError
-        self.buffer.extend(data)
-        await self._is_empty.clear()
-        while len(self.buffer) >= BUFFER_HIGH_WATER and not self._complete:
-            await self._paused.clear()
-            await self._paused.wait()
-
-    async def pop(self, max_length: int) -> bytes:
-        data = bytes(self.buffer[:max_length])
-        del self.buffer[:max_length]
-        if len(self.buffer) < BUFFER_LOW_WATER:
-            await self._paused.set()
-        if not self.buffer:
-            await self._is_empty.set()
-        return data
+def _replace(module: Any, name: str, ours: Any) -> None:
+    assert isinstance(getattr(module, name, None), type), f"{module.__name__} has no {name} any more"
+    setattr(module, name, ours)
 
 
-hypercorn.trio.run.TCPServer = ConnectionHandler  # type: ignore[misc]
-hypercorn.trio.run.WorkerContext = Context  # type: ignore[misc]
-hypercorn.protocol.H11Protocol = Http11  # type: ignore[misc]
-hypercorn.protocol.H2Protocol = Http2  # type: ignore[misc]
-hypercorn.protocol.h2.StreamBuffer = BoundedStreamBuffer  # type: ignore[misc]
+# Each of these is looked up at run time. Upstream (pgjones/hypercorn) issues: #225 and #329 (an exception of
+# one connection ends the process); test_serving.py has a test for each trap that fails once it is mended.
+_replace(hypercorn.trio.run, "TCPServer", ConnectionHandler)
+_replace(hypercorn.trio.run, "WorkerContext", Context)
+_replace(hypercorn.protocol, "H11Protocol", Http11)
+_replace(hypercorn.protocol, "H2Protocol", Http2)
 
 
 def _response_head(fields: bytes) -> bytes:
@@ -532,11 +488,16 @@ class StreamConnection(TrioASGIHTTPConnection):
         async def begin(first: bytes) -> Wire:
             await send(start)
             await send({"type": "http.response.body", "body": first, "more_body": True})
+            # Hypercorn says nothing when the client has left meanwhile.
+            sender: object = getattr(send, "__self__", None)
+            if isinstance(sender, HTTPStream) and sender.closed:
+                raise ClientGone("closed")
             return AsgiWire(cast(Any, send), abort, HandlerSettings.send_timeout_s)
 
-        subscriber = await response.open(begin)
-        if subscriber is not None and await subscriber.catch_up():
-            await subscriber.follow()
+        with contextlib.suppress(ClientGone, ClientStuck):
+            subscriber = await response.open(begin)
+            if subscriber is not None and await subscriber.catch_up():
+                await subscriber.follow()
 
 
 def _nothing() -> None:

@@ -43,6 +43,7 @@ from app.streams import sse
 from app.streams.hub import HubFull
 from app.streams.reading import read_newest
 from app.streams.subscriber import Subscriber
+from app.streams.wire import Wire
 
 STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -196,17 +197,26 @@ class Streams:
 
     async def open(self, asked: StreamRequest, begin: Begin) -> Subscriber | None:
         """Raises InvalidTopicId."""
+
+        async def begin_and_log(first: bytes) -> Wire:
+            # Not before: clients that leave again before their first byte would fill the log.
+            wire = await begin(first)
+            log = _log.info if asked.live else _log.debug  # who polls asks every few seconds
+            log(
+                "stream_opened", topic=asked.topic_id, cursor=asked.last_event_id,
+                user_agent=asked.user_agent,
+            )  # fmt: skip
+            return wire
+
         try:
             subscriber = Subscriber(
-                self._hub, asked.topic_id, asked.last_event_id, begin, asked.catchup, live=asked.live
+                self._hub, asked.topic_id, asked.last_event_id, begin_and_log, asked.catchup, live=asked.live
             )
         except HubFull as error:
             _log.warning("stream_refused", error=str(error))
             wire = await begin(sse.retry_block(FULL_RETRY_MS))
             await wire.end()
             return None
-        log = _log.info if asked.live else _log.debug  # who polls asks every few seconds
-        log("stream_opened", topic=asked.topic_id, cursor=asked.last_event_id, user_agent=asked.user_agent)
         return subscriber
 
 

@@ -47,15 +47,15 @@ from servers import (
 from structlog.testing import capture_logs
 
 import app.process
+from app.handler_settings import HandlerSettings
+from app.http2 import BoundedStreamBuffer
+from app.http11 import Http11
 from app.process import Supervisor
 from app.publish import publish_topic_event_on, publish_topic_event_sync
 from app.services import Services
 from app.serving import (
     TCP_USER_TIMEOUT,
-    BoundedStreamBuffer,
     Context,
-    HandlerSettings,
-    Http11,
     configure,
     create_listener,
     hypercorn_config,

@@ -139,6 +139,8 @@ class Subscriber:
         self._closed = True
         self._hub.overflows += self.backlog.collapsed
         self._hub.leave(self._topic, self)
+        if self._wire is None:
+            return  # it left before its first byte, and nobody was told that it had come
         log = _log.info if self._live else _log.debug  # who polls asks every few seconds
         log(
             "stream_closed", topic=self._topic.name, outcome=outcome,

@@ -5,6 +5,7 @@ connection into chunked transfer coding and writes nothing itself while the stre
 everything to ASGI `send` and serves whatever has no such socket (TLS, HTTP/2, HTTP/1.0, another server).
 """
 
+import contextlib
 import errno
 import os
 import random
@@ -129,7 +130,8 @@ class DirectWire:
     def abort(self) -> None:
         sock = self._stream.socket
         if sock.fileno() != -1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
         self._stream.socket.close()
 
 

@@ -1,0 +1,13 @@
+"""What every connection's handler and its protocols go by."""
+
+from typing import Final
+
+CONNECTION_STATE_KEY: Final = "stalecast.connection"
+CLOSE_TIMEOUT_S: Final = 2.0
+
+
+class HandlerSettings:
+    """Of this process; set by serving.py's `configure` before the first connection."""
+
+    send_timeout_s: float = 30.0
+    request_head_timeout_s: float = 10.0

@@ -1,0 +1,73 @@
+"""HTTP/1.1 on top of Hypercorn's: the same, without what leads away from it.
+
+No HTTP/2 in cleartext, where nothing bounds what a client makes us buffer; no WebSockets, whose handshake
+raises on what a client may send. An `Upgrade` is answered in HTTP/1.1, as RFC 9110 (7.8) allows. And where a
+request turns out to be for a stream, the connection leaves Hypercorn (serving.py).
+"""
+
+# pyright: reportUnknownMemberType=false
+from dataclasses import dataclass
+from typing import Any, Final
+
+import h11
+from hypercorn.events import Closed
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+
+from app.handler_settings import CONNECTION_STATE_KEY
+from app.stream_request import StreamRequest, read_stream_request
+
+_VERSIONS: Final = frozenset((b"1.0", b"1.1"))
+
+
+@dataclass
+class StreamAsked(Exception):
+    """A connection that Hypercorn serves has come to a request for a stream: leave Hypercorn."""
+
+    request: StreamRequest
+
+
+class Http11(H11Protocol):
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return  # whatever it would like to upgrade to
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if request.http_version not in _VERSIONS or request.method == b"PRI":
+            await self._refuse(505)
+            return
+        if request.method == b"CONNECT":
+            await self._refuse(501)  # no tunnels
+            return
+        handler: Any = self.connection_state.get(CONNECTION_STATE_KEY)
+        if handler is not None and handler.stream_endpoint is not None:
+            # Another one came before it on this connection; from here on it goes the same way as a first one.
+            fields = b"".join([b"%b: %b\r\n" % field for field in request.headers])
+            line = b"%b %b HTTP/%b\r\n" % (request.method, request.target, request.http_version)
+            asked = read_stream_request(line + fields + b"\r\n")
+            if isinstance(asked, StreamRequest):
+                raise StreamAsked(asked)
+        await self._serve(request)
+
+    async def _refuse(self, status: int) -> None:
+        await self._send_error_response(status)
+        await self.send(Closed())
+
+    async def _serve(self, request: h11.Request) -> None:
+        self.stream = HTTPStream(
+            self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
+            self.stream_send, STREAM_ID,
+        )  # fmt: skip
+        headers = request.headers.raw_items() if self.config.h11_pass_raw_headers else list(request.headers)
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=headers,
+                http_version=request.http_version.decode("ascii"),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+        await self.context.mark_request()

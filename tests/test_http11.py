@@ -1,0 +1,173 @@
+"""What one HTTP/1.1 connection may do to the server, on a real process: nothing. An innocent client follows a
+stream meanwhile (`unharmed`)."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+from raw import Socket, unharmed, wait_log
+from servers import AppServer, run_app, run_redis
+from structlog.testing import capture_logs
+
+from app import contain
+from app.contain import DETAIL_LIMIT_CHARACTERS, KINDS_LIMIT, LOG_INTERVAL_S, LogLimit, cut
+from app.serving import ConnectionHandler, Context, hypercorn_config
+from app.settings import Settings
+
+HEAD_TIMEOUT_S = 1.0
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+UPGRADE = b"Connection: upgrade\r\nUpgrade: websocket\r\n"
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with run_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def server(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
+    settings = {
+        "STALECAST_REQUEST_HEAD_TIMEOUT_S": str(HEAD_TIMEOUT_S),
+        "STALECAST_KEEP_ALIVE_TIMEOUT_S": "1",
+    }
+    with run_app(tmp_path_factory.mktemp("server"), redis_url=redis_url, settings=settings) as server:
+        yield server
+
+
+ODD_FIELDS = {
+    "subprotocol-no-ascii": UPGRADE + KEY + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: \xff\r\n",
+    "subprotocol-only": UPGRADE + b"Sec-WebSocket-Protocol: \xff\r\n",
+    "extension-no-ascii": UPGRADE + KEY + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Extensions: \xff\r\n",
+    "version-no-ascii": UPGRADE + KEY + b"Sec-WebSocket-Version: \xff\r\n",
+    "key-no-ascii": UPGRADE + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \xff\r\n",
+    "handshake": UPGRADE + KEY + b"Sec-WebSocket-Version: 13\r\n",
+    "connection-no-ascii": b"Connection: \xff\r\n",
+    "connection-no-ascii-upgrade": b"Connection: \xff, upgrade\r\nUpgrade: websocket\r\n",
+    "upgrade-no-ascii": b"Connection: upgrade\r\nUpgrade: \xff\r\n",
+    "upgrade-h2c": b"Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\nHTTP2-Settings: \xff\r\n",
+    "host-no-ascii": b"Accept: \xff\r\nX: \xff\r\n",
+    "forwarded-no-ascii": b"X-Forwarded-For: \xff\r\nForwarded: \xff\r\nX-Forwarded-Proto: \xff\r\n",
+    "cookie-no-ascii": b"Cookie: \xff=\xff; a\r\n",
+    "accept-no-ascii": b"Accept-Encoding: \xff\r\nContent-Type: \xff\r\nAuthorization: \xff\r\n",
+    "expect-no-ascii": b"Expect: \xff\r\n",
+    "range-no-ascii": b"Range: bytes=\xff\r\nIf-None-Match: \xff\r\nIf-Modified-Since: \xff\r\n",
+}
+
+
+@pytest.mark.parametrize("target", [b"/healthz", b"/v1/sse/a", b"/v1/sse/a?x=\xc3\xbc", b"/"])
+@pytest.mark.parametrize("name", ODD_FIELDS)
+def test_no_field_harms_anybody_else(server: AppServer, redis_url: str, name: str, target: bytes) -> None:
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n" + ODD_FIELDS[name] + b"\r\n")
+        assert client.read_status() in (200, 400, 404)
+
+
+@pytest.mark.parametrize("behind", [b"", b"\x00", b"\x81\x05hello", b"GET /"], ids=repr)
+def test_a_websocket_handshake_is_answered_as_plain_http(
+    server: AppServer, redis_url: str, behind: bytes
+) -> None:
+    """With bytes behind it, too: Hypercorn's own raised on them (pgjones/hypercorn#225)."""
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + ODD_FIELDS["handshake"] + b"\r\n" + behind)
+        assert client.read_status() == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + UPGRADE + b"Sec-WebSocket-Version: 99\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /healthz HTTP/3.7\r\nHost: x\r\n\r\n",
+        b"\xff" * 200 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 50,  # TLS to a port without it
+        b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \xff\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\xff\r\n",
+    ],
+    ids=range(12),
+)
+def test_no_connection_stays_open_for_ever(server: AppServer, redis_url: str, head: bytes) -> None:
+    """Hypercorn's own kept one whose upgrade it had refused: 100 s were seen."""
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(head)
+        client.read_end()
+
+
+# -- what none of them should raise is contained all the same
+
+
+class _Broken:
+    """A connection that fails in ways that nobody foresaw."""
+
+    def __init__(self, error: BaseException, closing: Exception | None = None) -> None:
+        self._error, self._closing = error, closing
+
+    @property
+    def socket(self) -> socket.socket:
+        raise self._error
+
+    async def aclose(self) -> None:
+        if self._closing is not None:
+            raise self._closing
+
+
+async def _handle(stream: _Broken) -> None:
+    config = hypercorn_config(Settings(), ["127.0.0.1:0"])  # pyright: ignore[reportCallIssue]
+    await ConnectionHandler(lambda: None, config, Context(None), {}, stream)
+
+
+@pytest.mark.parametrize("closing", [None, RuntimeError("and it cannot be closed")], ids=["", "closing"])
+@pytest.mark.parametrize(
+    "error", [ValueError("x" * 5000), ExceptionGroup("two", [KeyError("a"), TypeError("b")])], ids=repr
+)
+async def test_a_mistake_of_ours_ends_one_connection_in_one_line(
+    error: Exception, closing: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contain, "_limit", LogLimit())
+    with capture_logs() as logs:
+        await _handle(_Broken(error, closing))
+    (line,) = logs
+    assert line["event"] == "connection_failed"
+    assert len(line["detail"]) <= DETAIL_LIMIT_CHARACTERS
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
+async def test_the_end_of_the_server_passes(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        await _handle(_Broken(error))
+
+
+def test_a_flood_of_faults_is_a_trickle_of_lines() -> None:
+    limit = LogLimit()
+    shown = [count for at in range(1000) if (count := limit.admit("a", at / 100))]
+    assert shown == [1]
+    assert limit.admit("a", LOG_INTERVAL_S + 1) == 1000
+    for kind in range(10 * KINDS_LIMIT):
+        limit.admit(kind, 0.0)
+    assert len(limit._counts) <= KINDS_LIMIT + 1
+
+
+@pytest.mark.parametrize("text", ["\xff" * 10_000, "\n" * 500, "\x1b[2J", "\U0001f600" * 300])
+def test_what_is_logged_of_a_peer_is_short_and_plain(text: str) -> None:
+    shown = cut(text)
+    assert len(shown) <= DETAIL_LIMIT_CHARACTERS
+    assert shown.isascii()
+    assert shown.isprintable()
+
+
+def test_a_peer_that_left_is_no_news() -> None:
+    with capture_logs() as logs:
+        contain.report("connection", ExceptionGroup("", [OSError(), trio.BrokenResourceError()]))
+    assert logs == []
+
+
+def test_the_log_is_in_place(server: AppServer, redis_url: str) -> None:
+    """The checks above look for `_failed` in the log: streams are told there."""
+    with unharmed(server, redis_url):
+        wait_log(server, "stream_opened")
