@@ -41,6 +41,7 @@ from app.settings import Settings
 from app.stream_request import PATH_PREFIX, Catchup, StreamRequest, choose_cursor
 from app.streams import sse
 from app.streams.hub import HubFull
+from app.streams.ids import StreamId
 from app.streams.reading import read_newest
 from app.streams.subscriber import Subscriber
 from app.streams.wire import Wire
@@ -73,8 +74,8 @@ class StreamQuery(BaseModel):
     live: bool = Field(
         True,
         description="`false` ends the response where it would go live. Ask again from the last `id:` that it "
-        "brought: nothing is skipped. A response without an `id:` (the server drains, is full, or cannot "
-        "read the topic) leaves the cursor where it was.",
+        "brought: nothing is skipped. Where the server drains, is full, or cannot read the topic, that is "
+        "the cursor you sent; without one there is no `id:`.",
     )
 
 
@@ -117,7 +118,8 @@ class Problem(BaseModel):
 
 
 class StreamBody(RootModel[str]):
-    """Server-Sent Events: `retry:`, the position as an `id:`, then events, and `:` as heartbeats."""
+    """Server-Sent Events: first a block `event: position` with `retry:` and the position as its `id:`, then
+    events, and `:` as heartbeats."""
 
 
 class _OpenApi(OpenAPIProvider):
@@ -214,7 +216,7 @@ class Streams:
             )
         except HubFull as error:
             _log.warning("stream_refused", error=str(error))
-            wire = await begin(sse.retry_block(FULL_RETRY_MS))
+            wire = await begin(sse.position_block(StreamId.readable(asked.last_event_id), FULL_RETRY_MS))
             await wire.end()
             return None
         return subscriber

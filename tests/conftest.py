@@ -158,6 +158,16 @@ class Browser:
         self._world = world
         self._stuck_timeout_s = stuck_timeout_s
         self._parser = Parser()
+        self.blocks: list[str] = []  # as they came
+        self._block = ""
+
+    def _read(self, text: bytes) -> None:
+        """Every block dispatches something, whatever the client: no `id:` and no `retry:` stands alone."""
+        self.messages += self._parser.feed(text)
+        *blocks, self._block = (self._block + text.decode()).split("\n\n")
+        for block in blocks:
+            assert "\ndata: " in f"\n{block}", block
+        self.blocks += blocks
 
     async def begin(self, first: bytes) -> Wire:
         raise NotImplementedError
@@ -252,7 +262,7 @@ class SocketBrowser(Browser):
             if len(rest) < length + 2:
                 break
             assert rest[length : length + 2] == b"\r\n"
-            self.messages += self._parser.feed(rest[:length])
+            self._read(rest[:length])
             self._received = rest[length + 2 :]
 
     def disconnect(self) -> None:
@@ -297,7 +307,7 @@ class AsgiBrowser(Browser):
     def receive(self) -> None:
         sent, self._sent = self._sent, []
         for body in sent:
-            self.messages += self._parser.feed(body)
+            self._read(body)
 
     def close(self) -> None:
         pass

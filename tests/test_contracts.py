@@ -21,6 +21,8 @@ from app.contracts import (
     decode,
     load_registry,
 )
+from app.streams import sse
+from app.streams.ids import StreamId
 
 MAX_INT = 2**53 - 1
 VALID = {"id": "42", "reason": "edited"}
@@ -154,6 +156,11 @@ def test_reading_an_event_without_an_id():
         b'{"event":"e","data":{"id":"\xff","reason":"r"}}',
         b'{"event":"e","data":{"id":"\\ud800","reason":"r"}}',
         b'{"event":"e","data":{"id":"' + b"x" * 257 + b'","reason":"r"}}',
+        b'{"event":"position","data":{}}',
+        b'{"event":"position","data":{"reason":"r"}}',
+        b'{"event":"position","data":{"id":"1","reason":"r"}}',
+        b'{ "event" : "position","data":{"id":"1","reason":"r"}}',
+        b'{"event":"positio\\u006e","data":{"id":"1","reason":"r"}}',
         b"[" * 100_000,
         b'{"event":' * 100_000,
     ],
@@ -338,13 +345,35 @@ def test_the_json_schema_names_every_type():
     by_event = {event: ref.rsplit("/", 1)[1] for event, ref in schema["discriminator"]["mapping"].items()}
 
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(by_event) == {"argument_updated", "reload_required", "page.moved", "page_moved"}
+    assert set(by_event) == {
+        *("argument_updated", "reload_required", "page.moved", "page_moved"),
+        "position",
+    }
     # "page.moved" and "page_moved" have schemas of their own, though their class names are alike.
     assert len(set(by_event.values())) == len(by_event)
     for event, name in by_event.items():
         assert definitions[name]["properties"]["event"]["const"] == event
         assert definitions[name]["additionalProperties"] is False
     json.dumps(schema)
+
+
+def test_a_position_is_known_to_readers_and_the_servers_alone_to_say():
+    adapter = builtin_registry().envelope_adapter()
+    (_, data) = sse.position_block(StreamId(1, 0), 1000).decode().rstrip().rsplit("data: ", 1)
+
+    adapter.validate_json(data)
+    for more in ({"id": "1"}, {"reason": "r"}):
+        with pytest.raises(ValidationError):
+            adapter.validate_python({"event": "position", "data": more})
+    registry = builtin_registry()
+    with pytest.raises(InvalidEventType, match="the server's own"):
+        registry.register(EventType("position", Invalidation))
+    for data in ({}, VALID):
+        with pytest.raises(ContractViolation, match="cannot be published"):
+            registry.encode("position", data)
+    assert "position" not in [kind.name for kind in registry]
+    registry.register(EventType("positions", Invalidation))
+    assert decode(registry.encode("positions", VALID)).event == "positions"
 
 
 def test_a_registry_of_one_type_has_a_schema_too():

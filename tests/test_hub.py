@@ -124,6 +124,13 @@ async def test_a_client_sent_away_while_a_fan_out_yields_gets_nothing_after_its_
     assert sent_away.ended_cleanly is True
     assert sent_away.retries_ms[1:] == [sent_away.messages[-1].retry_ms]
     assert all(browser.told == ["1-0 n1"] for browser in browsers[:-1])
+    # Nor does that move its cursor to where the topic stands: it has yet to get the event.
+    again = world.connect(sent_away.position)
+    await world.settle()
+    assert again.told == ["1-0 n1"]
+    assert sent_away.blocks[-1] == (
+        f'retry: {sent_away.retries_ms[-1]}\nevent: position\ndata: {{"event":"position","data":{{}}}}'
+    )
 
 
 async def test_a_client_whose_socket_broke_is_let_go(autojump_clock, world):

@@ -63,7 +63,7 @@ from app.serving import (
 from app.settings import Settings
 from app.streams.hub import Hub
 from app.streams.ids import StreamId
-from app.streams.sse import HEARTBEAT, Message, Parser
+from app.streams.sse import HEARTBEAT, Message, Parser, position_block
 from app.streams.wire import UNASKED_LIMIT_BYTES
 from app.web import create_app
 
@@ -706,6 +706,8 @@ def test_trap_6_a_signal_drains_and_ends_the_server(
         connection.request("GET", "/v1/sse/a")
         response = connection.getresponse()
         assert response.readline().startswith(b"retry: ")
+        while response.readline() != b"\n":
+            pass
         server.signal(number)
         assert b"retry: " in response.read(), "up to the last chunk; http.client raises without one"
         assert server.wait_ended(SOON_S) == 0
@@ -975,7 +977,7 @@ async def test_an_event_never_reaches_the_next_owner_of_a_descriptor(
         publish("first")
         event_id = publish("second")
         assert await second.event_id() == event_id
-        assert second.body.count(b"data: ") == 1
+        assert second.body.count(b'"argument_updated"') == 1
 
 
 async def test_a_closed_socket_is_not_written_to_before_its_subscriber_has_cleaned_up(
@@ -1041,8 +1043,8 @@ async def test_every_way_carries_the_same_bytes(
         await tls_2.receive_until(lambda: last in tls_2.bodies[stream_id])
         bodies = [*(follower.body for follower in followers), tls_2.bodies[stream_id]]
         assert set(bodies) == {direct.body}
-        assert direct.body.startswith(f"retry: 0\n\nid: {cursor}\n\n".encode())
-        assert direct.body.count(b"data: ") == 4
+        assert direct.body.startswith(position_block(StreamId.parse(cursor), 0))
+        assert direct.body.count(b'"argument_updated"') == 4
         for name in ("content-type", "cache-control", "x-accel-buffering"):
             headers = [*(follower.headers for follower in followers), tls_2.headers[stream_id]]
             assert len({header[name] for header in headers}) == 1
@@ -1066,7 +1068,7 @@ async def test_every_way_ends_cleanly(
         assert [message.retry_ms for message in await tls_1.wait_clean_end()] == [0]
         await tls_2.receive_until(lambda: stream_id in tls_2.ended)
         assert stream_id in tls_2.ended
-        assert tls_2.bodies[stream_id].count(b"retry: 0\n\n") == 2
+        assert tls_2.bodies[stream_id].endswith(position_block(None, 0))
         await tls_2.receive_until(lambda: tls_2.closed)
         assert await tls_1.connection.receive() == b""
     with trio.fail_after(SOON_S):
@@ -1086,10 +1088,11 @@ async def test_an_http_1_0_client_gets_an_unchunked_stream(
                 assert received, "the stream ended"
                 follower.body += received
         assert re.fullmatch(
-            rb"retry: 0\n\nid: [\d-]+\n\n(:\n\n)*id: [\d-]+\ndata: {.*}\n\n(:\n\n)+", follower.body
+            rb"retry: 0\nevent: position\nid: [\d-]+\ndata: {.*}\n\n(:\n)*id: [\d-]+\ndata: {.*}\n\n(:\n)+",
+            follower.body,
         )
         server.stop()
-        assert await follower.connection.read_end() == b"retry: 0\n\n"
+        assert await follower.connection.read_end() == position_block(None, 0)
 
 
 @pytest.mark.parametrize(
@@ -1403,7 +1406,7 @@ async def test_a_client_that_was_told_to_wait_for_its_topic_is_noticed_at_once_w
             async with await Connection.open(server) as connection:
                 await connection.send(STREAM_HEAD)
                 assert (await connection.read_head())[0] == 200
-                assert await connection.read_chunk() == b"retry: 0\n\n"
+                assert await connection.read_chunk() == position_block(None, 0)
                 await trio.testing.wait_all_tasks_blocked()
                 assert server.hub.clients == 1
             await wait_clients(server, 0)
@@ -1553,12 +1556,12 @@ async def test_a_hook_sees_requests_for_streams(
 @pytest.mark.parametrize(
     ("query", "blocks"),
     [
-        ("", "id: {newest}\n\n"),
-        ("&lastEventId={newest}", "id: {newest}\n\n"),
-        ("&lastEventId={first}", "id: {first}\n\n{a}{b}{again}"),
-        ("&lastEventId={first}&catchup=compact", "id: {first}\n\n{b}{again}"),
-        ("&lastEventId=1-1", "{trimmed}"),
-        ("&lastEventId=nonsense", "{invalid_id}"),
+        ("", "{at_newest}"),
+        ("&lastEventId={newest}", "{at_newest}"),
+        ("&lastEventId={first}", "{at_first}{a}{b}{again}"),
+        ("&lastEventId={first}&catchup=compact", "{at_first}{b}{again}"),
+        ("&lastEventId=1-1", "{at_nothing_left}{trimmed}"),
+        ("&lastEventId=nonsense", "{nowhere}{invalid_id}"),
     ],
     ids=["no-cursor", "nothing-missed", "replay", "compact", "trimmed", "invalid-id"],
 )
@@ -1571,7 +1574,9 @@ async def test_an_answer_ends_once_it_has_caught_up(
     blocks: str,
 ) -> None:
     ids = {name: publish("a", name[0]) for name in ("first", "a", "b", "again")}
+    positions = {"at_first": ids["first"], "at_newest": ids["again"], "at_nothing_left": "1-1", "nowhere": ""}
     values = {"first": ids["first"], "newest": ids["again"]}
+    values |= {name: position_block(StreamId.readable(at), 0).decode() for name, at in positions.items()}
     for name in ("a", "b", "again"):
         payload = f'{{"event":"argument_updated","data":{{"id":"{name[0]}","reason":"edited"}}}}'
         values[name] = f"id: {ids[name]}\ndata: {payload}\n\n"
@@ -1586,7 +1591,7 @@ async def test_an_answer_ends_once_it_has_caught_up(
             assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
             answer = Follower(connection, headers)
             await answer.wait_clean_end()
-            assert answer.body.decode() == "retry: 0\n\n" + blocks.format(**values)
+            assert answer.body.decode() == blocks.format(**values)
             await wait_clients(server, 0)
             if way == DIRECT:
                 assert await connection.receive() == b"", "closed, as its head has said"
@@ -1607,12 +1612,12 @@ async def test_a_draining_server_answers_of_topics_that_it_knows(
     server = await start_server(nursery, settings())
     async with follow(server, "a"):
         await server.hub.drain(SOON_S)
-    for topic, ids in (("a", [cursor, newest]), ("b", [])):
+    for topic, ids in (("a", [newest]), ("b", [])):
         async with await Connection.open(server) as connection:
             await connection.request(f"/v1/sse/{topic}?live=false&lastEventId={cursor}", *way)
             answer = Follower(connection, (await connection.read_head())[1])
-            retry, *messages = await answer.wait_clean_end()
-            assert (retry.retry_ms, retry.last_event_id) == (0, "")
+            first, *messages = await answer.wait_clean_end()
+            assert (first.retry_ms, first.last_event_id) == (0, cursor)
             assert [message.last_event_id for message in messages] == ids
     await wait_clients(server, 0)
 
@@ -1628,7 +1633,7 @@ async def test_an_answer_waits_for_redis_with_its_head_sent(
             await connection.request("/v1/sse/a?live=false", *way)
             status, headers = await connection.read_head()
             assert status == 200
-            assert await connection.read_chunk() == b"retry: 0\n\n"
+            assert await connection.read_chunk() == position_block(None, 0)
         async with connection:
             (position,) = await Follower(connection, headers).wait_clean_end()
             assert position.last_event_id

@@ -30,14 +30,23 @@ def parse(received: bytes, *splits: int) -> list[Message]:
     [
         (sse.event_block(ID, b'{"a":1}'), b'id: 1700000000000-7\ndata: {"a":1}\n\n'),
         (sse.event_block(StreamId(0, 0), b""), b"id: 0-0\ndata: \n\n"),
-        (sse.position_block(ID), b"id: 1700000000000-7\n\n"),
-        (sse.retry_block(0), b"retry: 0\n\n"),
-        (sse.retry_block(2500), b"retry: 2500\n\n"),
+        (
+            sse.position_block(ID),
+            b'event: position\nid: 1700000000000-7\ndata: {"event":"position","data":{}}\n\n',
+        ),
+        (
+            sse.position_block(ID, 2500),
+            b'retry: 2500\nevent: position\nid: 1700000000000-7\ndata: {"event":"position","data":{}}\n\n',
+        ),
+        (
+            sse.position_block(None, 0),
+            b'retry: 0\nevent: position\ndata: {"event":"position","data":{}}\n\n',
+        ),
         (
             sse.reload_block(ID, "trimmed"),
             b'id: 1700000000000-7\ndata: {"event":"reload_required","data":{"reason":"trimmed"}}\n\n',
         ),
-        (sse.HEARTBEAT, b":\n\n"),
+        (sse.HEARTBEAT, b":\n"),
         (sse.chunk(b"x"), b"1\r\nx\r\n"),
         (sse.chunk(b"y" * 4096), b"1000\r\n" + b"y" * 4096 + b"\r\n"),
     ],
@@ -49,7 +58,7 @@ def test_blocks_are_these_bytes(block, expected):
 def test_a_stream_of_all_blocks_reads_back():
     stream = b"".join(
         [
-            sse.retry_block(1000),
+            sse.position_block(None, 1000),
             sse.position_block(StreamId(5, 0)),
             sse.HEARTBEAT,
             sse.event_block(StreamId(6, 0), b'{"n":1}'),
@@ -99,6 +108,15 @@ TABLE: list[tuple[str, bytes, list[Message]]] = [
     ("retry of other than digits", b"retry: 1s\nretry: -1\nretry: +1\nretry: \nretry: 1.5\n\n", []),
     ("retry in other digits", "retry: \u0661\nretry: \u00b2\n\n".encode(), []),
     ("unknown fields", b"event: x\nfoo: bar\nid : 1\nDATA: x\n\n", []),
+    ("a block with a name of its own is not for onmessage", b"event: position\nid: 1-0\ndata: x\n\n",
+     [Message("1-0", None, None)]),
+    ("the name of one block is not the next one's", b"event: position\ndata: x\n\nid: 1-0\ndata: y\n\n",
+     [Message("1-0", "y", None)]),
+    ("the name that every block has", b"event: message\ndata: x\n\nevent\ndata: y\n\n",
+     [Message("", "x", None), Message("", "y", None)]),
+    ("a position without an id leaves the cursor", b"id: 1-0\n\nretry: 5\nevent: position\ndata: x\n\n",
+     [Message("1-0", None, None), Message("1-0", None, 5)]),
+    ("a comment right before a block", b":\n:\nid: 1-0\ndata: x\n\n", [Message("1-0", "x", None)]),
     ("empty blocks", b"\n\n\r\n\r\n", []),
     ("an unfinished block", b"data: x\n", []),
     ("an unfinished line", b"data: x\n\ndata: y", [Message("", "x", None)]),

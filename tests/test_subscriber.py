@@ -35,6 +35,42 @@ async def test_a_client_without_a_cursor_is_told_where_it_stands(autojump_clock,
     assert browser.told == ["3-0 n3", "4-0 n4"]
 
 
+POSITION_DATA = 'data: {"event":"position","data":{}}'
+
+
+@pytest.mark.parametrize(
+    ("cursor", "id_line", "more"),
+    [
+        (None, "id: 2-0\n", []),
+        ("2-0", "id: 2-0\n", []),
+        ("2", "id: 2-0\n", []),
+        ("0002-00", "id: 2-0\n", []),
+        ("1-0", "id: 1-0\n", ["2-0 n2"]),
+        ("99-0", "id: 99-0\n", ["2-0 trimmed"]),
+        ("x", "", ["2-0 invalid_id"]),
+        ("1-0, 2-0", "", ["2-0 invalid_id"]),
+    ],
+)
+@pytest.mark.parametrize("catchup", ["all", "compact"])
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("window_limit_events", [0, 50])
+async def test_the_first_block_says_where_the_client_stands(
+    autojump_clock, make_world, asgi, cursor, id_line, more, catchup, live, window_limit_events
+):
+    """An `id:` alone is what Firefox and half of all libraries pass over: they would come back without it."""
+    world = await make_world(window_limit_events=window_limit_events)
+    world.publish(1, 2)
+
+    browser = world.connect(cursor, catchup=catchup, live=live, asgi=asgi)
+    await world.settle()
+
+    assert browser.told == more
+    first, *rest = browser.blocks
+    assert first == f"retry: {browser.retries_ms[0]}\nevent: position\n{id_line}{POSITION_DATA}"
+    assert len(rest) == len(more)
+    assert browser.position == "2-0"
+
+
 async def test_a_client_of_a_topic_without_events_can_resume_as_well(autojump_clock, world, asgi):
     first = world.connect(asgi=asgi)
     await world.settle()
@@ -783,7 +819,7 @@ async def test_without_redis_an_answer_begins_and_ends_when_it_is_back(
     await trio.sleep(40)
     assert len(answer.retries_ms) == 1
     assert answer.comments >= 2
-    assert answer.position == ""
+    assert answer.position == (cursor or "")  # its own is not taken from it
     assert answer.ended_cleanly is None
 
     world.client.away = False
@@ -808,8 +844,9 @@ async def test_a_draining_server_answers_what_it_can(autojump_clock, world, asgi
     assert answer.ended_cleanly is unknown.ended_cleanly is True
     assert answer.told == told
     assert answer.position == "2-0"
-    # Nothing was said of the other topic, so its client's cursor stays.
-    assert (unknown.told, unknown.position) == ([], "")
+    # Nothing was said of the other topic, so its client's cursor stays, also where the query brought it.
+    assert (unknown.told, unknown.position) == ([], cursor or "")
+    assert len(unknown.blocks) == 1
     assert len(answer.retries_ms) == len(unknown.retries_ms) == 1
 
 
@@ -844,7 +881,7 @@ async def test_a_topic_that_redis_refuses_is_not_answered(autojump_clock, world,
         await world.settle()
 
     assert answer.ended_cleanly is True
-    assert (answer.told, answer.position) == ([], "")
+    assert (answer.told, answer.position) == ([], "1-0")
     assert answer.retries_ms[-1] >= 10_000
     assert [line["outcome"] for line in lines if line["event"] == "stream_closed"] == ["refused"]
 
@@ -946,6 +983,33 @@ async def test_being_sent_away_while_the_stream_opens_is_not_missed(autojump_clo
 
 
 # -- refusals
+
+
+@pytest.mark.parametrize(
+    ("cursor", "position"), [(None, ""), ("1-0", "1-0"), ("7", "7-0"), ("x", ""), ("99-0", "99-0")]
+)
+@pytest.mark.parametrize("because", ["refused", "drained", "away"])
+async def test_a_response_without_a_position_repeats_the_clients_own(
+    autojump_clock, world, asgi, cursor, position, because
+):
+    world.publish(1, 2)
+    if because == "refused":
+        world.writer.set("topic:events:a", "no stream")
+    else:
+        world.client.away = True
+    if because == "drained":
+        await world.hub.drain(1)
+
+    browser = world.connect(cursor, asgi=asgi)
+    await trio.sleep(2)
+    if because == "away":
+        await world.hub.drain(1)
+        await trio.sleep(1)
+
+    assert browser.ended_cleanly is True
+    assert browser.told == []
+    assert browser.position == position
+    assert ("\nid: " in browser.blocks[0]) == bool(position)
 
 
 async def test_a_topic_that_redis_refuses_sends_its_client_away_for_longer(autojump_clock, world, asgi):

@@ -58,6 +58,16 @@ class StreamId(NamedTuple):
         return cls(ms, seq)
 
     @classmethod
+    def readable(cls, text: str | None) -> "StreamId | None":
+        """What a client sent, where it is a stream id."""
+        if text is None:
+            return None
+        try:
+            return cls.parse(text)
+        except InvalidStreamId:
+            return None
+
+    @classmethod
     def from_redis(cls, text: bytes) -> "StreamId":
         """Parse what Redis itself wrote: always both parts, never wrong. On the way of every event."""
         ms, seq = text.split(b"-")

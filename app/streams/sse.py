@@ -8,10 +8,17 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from app.contracts import POSITION
 from app.streams.ids import StreamId
 
-# A comment is the smallest thing that proves a connection alive in both directions.
-HEARTBEAT = b":\n\n"
+# A comment is the smallest thing that proves a connection alive in both directions. No empty line follows it:
+# the blank line ends a block, and libraries that dispatch a block without data make an empty message of it.
+HEARTBEAT = b":\n"
+
+# An event name, so that `onmessage` does not hear of it; and data, because Firefox, WebKit and half of all
+# libraries pass over the `id:` of a block that has none.
+_POSITION_EVENT: Final = f"event: {POSITION}\n".encode()
+_POSITION_DATA: Final = f'data: {{"event":"{POSITION}","data":{{}}}}\n\n'.encode()
 
 
 def event_block(event_id: StreamId, payload: bytes) -> bytes:
@@ -19,13 +26,16 @@ def event_block(event_id: StreamId, payload: bytes) -> bytes:
     return b"id: %d-%d\ndata: %b\n\n" % (event_id.ms, event_id.seq, payload)
 
 
-def position_block(position: StreamId) -> bytes:
-    """Only an `id:`: sets the browser's last event id and dispatches nothing."""
-    return b"id: %d-%d\n\n" % position
+def position_block(position: StreamId | None, retry_ms: int | None = None) -> bytes:
+    """Where the client stands, which `onmessage` is not told, and when to come back if the line is cut.
 
-
-def retry_block(retry_ms: int) -> bytes:
-    return b"retry: %d\n\n" % retry_ms
+    With None, whatever cursor the client has stays as it is. Nothing of a stream is sent as a block without
+    data, not even a `retry:` alone: some libraries dispatch that as an empty message.
+    """
+    retry = b"" if retry_ms is None else b"retry: %d\n" % retry_ms
+    if position is None:
+        return retry + _POSITION_EVENT + _POSITION_DATA
+    return b"%b%bid: %d-%d\n%b" % (retry, _POSITION_EVENT, *position, _POSITION_DATA)
 
 
 def reload_block(position: StreamId, reason: str) -> bytes:
@@ -47,7 +57,8 @@ _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
 
 class Message(NamedTuple):
-    """What a client dispatches: `data` is None for a block that only moved the cursor or set `retry`."""
+    """What a block did. `data`: what `onmessage` is told; None for a block that only moved the cursor or set
+    `retry`, and for one with an event name of its own."""
 
     last_event_id: str
     data: str | None
@@ -69,6 +80,7 @@ class Parser:
         self._data: list[str] = []
         self._data_chars = 0
         self._id: str | None = None
+        self._event = ""
         self._retry_ms: int | None = None
         self._limit = block_limit_bytes
 
@@ -114,17 +126,19 @@ class Parser:
                 self._data_chars += len(value) + 1  # the line's end counts: empty lines must not be free
             case "id" if "\0" not in value:
                 self._id = value
+            case "event":
+                self._event = value
             case "retry" if value.isascii() and value.isdigit():
                 self._retry_ms = int(value[:_RETRY_LIMIT_DIGITS])
             case _:
-                pass  # `event` and unknown fields carry nothing here
+                pass  # unknown
 
     def _end_of_block(self) -> Message | None:
         moved, retry_ms = self._id is not None, self._retry_ms
         if self._id is not None:
             self.last_event_id = self._id
-        data = "\n".join(self._data) if self._data else None
-        self._data, self._data_chars, self._id, self._retry_ms = [], 0, None, None
+        data = "\n".join(self._data) if self._data and self._event in ("", "message") else None
+        self._data, self._data_chars, self._id, self._event, self._retry_ms = [], 0, None, "", None
         if data is None and not moved and retry_ms is None:
             return None
         return Message(self.last_event_id, data, retry_ms)

@@ -18,7 +18,7 @@ from app.streams import sse
 from app.streams.backlog import Backlog
 from app.streams.event import Event
 from app.streams.hub import Hub, Topic
-from app.streams.ids import InvalidStreamId, StreamId
+from app.streams.ids import StreamId
 from app.streams.reading import Page, read_after
 from app.streams.resume import Live, Reload, Replay, decide
 from app.streams.wire import ClientGone, ClientStuck, Wire
@@ -45,9 +45,9 @@ class _SentAway(Exception):
 
 class Subscriber:
     __slots__ = (
-        "_arriving", "_begin", "_catchup", "_closed", "_cursor", "_ending", "_gone", "_hub", "_live",
-        "_opened_s", "_parked", "_topic", "_wire", "backlog", "last_write_s", "owes_heartbeat", "position",
-        "rest",
+        "_arriving", "_begin", "_catchup", "_closed", "_cursor", "_cursor_unreadable", "_ending", "_gone",
+        "_hub", "_live", "_opened_s", "_parked", "_topic", "_wire", "backlog", "last_write_s",
+        "owes_heartbeat", "position", "rest",
     )  # fmt: skip
 
     def __init__(
@@ -63,7 +63,9 @@ class Subscriber:
         """`cursor`: what the client sent, unparsed. `live`: whether it follows once it has caught up; if not,
         the response ends there. Raises HubFull or InvalidTopicId."""
         self._hub = hub
-        self._cursor = cursor
+        # Where it stands, by its own word or by what its first block says; None as long as neither is known.
+        self._cursor = StreamId.readable(cursor)
+        self._cursor_unreadable = cursor is not None and self._cursor is None
         self._catchup: Catchup = catchup
         self._live = live
         self._begin: Begin | None = begin  # until it was used: it holds the whole request
@@ -108,12 +110,7 @@ class Subscriber:
         """Whether `catch_up` has all it needs, and will wait for nobody but the client."""
         if not self._topic.opened or self._must_go():
             return self._must_go()
-        if self._cursor is None:
-            return True
-        try:
-            return self._topic.window_point(StreamId.parse(self._cursor)) is not None
-        except InvalidStreamId:
-            return True
+        return self._cursor is None or self._topic.window_point(self._cursor) is not None
 
     async def catch_up(self) -> bool:
         """Serve the client until it has what it missed. Returns whether `follow` is to be called; if not, it
@@ -166,7 +163,7 @@ class Subscriber:
     async def _arrive(self) -> str:
         try:
             if await self._wait_open():
-                await self._catch_up()
+                await self._take_up()
                 # Who does not go live leaves behind what came meanwhile: when it asks again, it is judged
                 # from the last id that it was sent.
                 return "caught_up" if self._live else await self._end("answered")
@@ -186,8 +183,9 @@ class Subscriber:
         return await self._say_farewell()
 
     async def _say_farewell(self) -> str:
-        # The first write brings a `retry:` of its own.
-        await self._write(b"" if self._wire is None else sse.retry_block(self._retry_ms()))
+        # Without a position: who was taken out of a fan-out that is under way has yet to get what the others
+        # have. The first write brings a `retry:` of its own, and the client's own cursor.
+        await self._write(b"" if self._wire is None else sse.position_block(None, self._retry_ms()))
         return await self._end("sent_away" if self._topic.refused is None else "refused")
 
     async def _end(self, outcome: str) -> str:
@@ -213,27 +211,27 @@ class Subscriber:
     def _must_go(self) -> bool:
         return self._ending or self._topic.refused is not None
 
-    async def _catch_up(self) -> None:
+    async def _take_up(self) -> None:
+        """Begin where the client's cursor is, or without one where the hub stands."""
+        if self._cursor is not None:
+            await self._catch_up(self._cursor)
+            return
+        self.position = self._topic.position
+        self.backlog.clear()
+        if self._cursor_unreadable:
+            await self._write(sse.reload_block(self.position, "invalid_id"))
+        elif self._wire is None:
+            self._cursor = self.position
+            await self._write(b"")
+        else:
+            await self._write(sse.position_block(self.position))
+
+    async def _catch_up(self, cursor: StreamId) -> None:
         """Bring the client from its cursor to where the hub stands, or tell it to reload."""
         topic = self._topic
-        if self._cursor is None:
-            self.position = topic.position
-            self.backlog.clear()
-            await self._write(sse.position_block(self.position))
-            return
-        try:
-            cursor = StreamId.parse(self._cursor)
-        except InvalidStreamId:
-            self.position = topic.position
-            self.backlog.clear()
-            await self._write(sse.reload_block(self.position, "invalid_id"))
-            return
         self.position = cursor
         if topic.window_point(cursor) is None and not topic.window.backfilled:
             await self._patiently(lambda: self._hub.wait_backfilled(topic))
-        # A client that brought its cursor in the query has no last event id yet: if the line is cut during
-        # the replay, this is what it resumes from.
-        first = sse.position_block(cursor)
         # Compact: all pages are gathered, and only the newest of each (event, id) is sent.
         gathered = Backlog(self._hub.settings.stream_maxlen) if self._catchup == "compact" else None
         gathered_after = cursor
@@ -248,8 +246,7 @@ class Subscriber:
                     whole = len(page.entries) < self._hub.settings.replay_page_events
                     cursor = upto if whole else page.entries[-1][0]
                     if gathered is None:
-                        await self._write_events(events, first)
-                        first = b""
+                        await self._write_events(events)
                     else:
                         for event in events:
                             gathered.add(event)
@@ -257,7 +254,6 @@ class Subscriber:
                     cursor, gathered = position, None
                     self.backlog.forget_reload_at(position)
                     await self._write(sse.reload_block(position, reason))
-                    first = b""
                 case _ as other:  # pyright: ignore[reportUnnecessaryComparison] a new decision fails here
                     assert_never(other)
             self.position = cursor
@@ -267,16 +263,16 @@ class Subscriber:
         else:
             # From memory, in one synchronous step with the position it reaches.
             self.backlog.clear()
-            if gathered is None:
-                first += topic.window.blocks_after(point)
-            else:
+            cursor = topic.position
+            if gathered is not None:
                 for event in topic.window.after(point):
                     gathered.add(event)
-            cursor = topic.position
+            elif blocks := topic.window.blocks_after(point):
+                await self._write(blocks)
         if gathered is not None:
-            await self._write_events(gathered.take(gathered_after), first)
-        elif first:
-            await self._write(first)
+            await self._write_events(gathered.take(gathered_after))
+        if self._wire is None:
+            await self._write(b"")  # nothing was missed
         self.position = cursor
 
     async def _read_page(self, cursor: StreamId) -> Page:
@@ -334,8 +330,7 @@ class Subscriber:
                 await self._write(topic.window.blocks_after(point))
             elif self.backlog.in_doubt:
                 # The hub lost events; whether this client did, its own position tells.
-                self._cursor = str(self.position)
-                await self._catch_up()
+                await self._catch_up(self.position)
             elif events := self.backlog.take(self.position):
                 self.position = events[-1].id
                 await self._write_events(events)
@@ -364,9 +359,10 @@ class Subscriber:
 
     # -- writing
 
-    async def _write_events(self, events: Sequence[Event], first: bytes = b"") -> None:
+    async def _write_events(self, events: Sequence[Event]) -> None:
         """In slices, so that a slow client holds little beyond references to shared events."""
-        slice_, size = [first], len(first)
+        slice_: list[bytes] = []
+        size = 0
         for event in events:
             slice_.append(event.block)
             size += len(event.block)
@@ -380,7 +376,9 @@ class Subscriber:
         self.owes_heartbeat = False
         if self._wire is None:
             assert self._begin is not None
-            self._wire = await self._begin(sse.retry_block(self._retry_ms()) + data)
+            # A client that brought its cursor in the query has no last event id yet: if the line is cut
+            # before the first event, what its first block says is what it resumes from.
+            self._wire = await self._begin(sse.position_block(self._cursor, self._retry_ms()) + data)
             self._begin = None
         else:
             await self._wire.write(data, rest)

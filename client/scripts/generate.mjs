@@ -46,9 +46,11 @@ async function writeTypes(schema) {
 		additionalProperties: false,
 		style: { useTabs: true, singleQuote: true, printWidth: 110 },
 	});
-	return `${types}
-/** The data of each event, by its name. */
-export type ServerEvents = { [E in SseEnvelope as E['event']]: E['data'] };
+	// The compiler's word for an object without members is `{}`, which to TypeScript is nearly everything.
+	const strict = types.replace(/^export interface (\w+) \{\}$/gm, 'export type $1 = { [x: string]: never };');
+	return `${strict}
+/** The data of each event that an application hears of, by its name: a position is told to nobody. */
+export type ServerEvents = { [E in SseEnvelope as Exclude<E['event'], 'position'>]: E['data'] };
 `;
 }
 

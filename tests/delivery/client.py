@@ -15,7 +15,7 @@ from random import Random
 
 import trio
 
-from .oracle import ClientHistory, Connection, End, Item, Retry, StreamId, Violation, parse_id
+from .oracle import ClientHistory, Connection, End, Item, Position, Retry, StreamId, Violation, parse_id
 from .plan import FUTURE, GARBAGE, ClientPlan, Cursor, Cut, Stall, Stint
 from .processes import HOST
 from .wire import StreamReader, WrongBytes, request
@@ -120,7 +120,13 @@ class Client:
                 data = await sock.recv(READ_BYTES)
                 items = now.reader.feed(data, time.monotonic())
                 now.items += items
-                self._given += [item.id for item in items if not isinstance(item, Retry)]
+                # A position that says back what no server ever gave is no place to be at.
+                self._given += [
+                    item.id
+                    for item in items
+                    if not isinstance(item, Retry)
+                    and not (isinstance(item, Position) and item.id == now.cursor not in self._given)
+                ]
                 self._look_at_goal()
                 if not data:
                     now.end = End.CLEAN if now.reader.complete else End.BROKEN

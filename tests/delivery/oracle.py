@@ -440,8 +440,8 @@ def _walk(line: _Line, client: ClientHistory) -> Iterator[Violation]:
                 case Retry():
                     continue
                 case Position():
-                    if item.id == cursor and isinstance(held, _Held):
-                        continue  # the cursor sent, said back
+                    if item.id == cursor:
+                        continue  # the cursor sent, said back: proves nothing, and needs no reload
                     found += [*placed(held, item, connection.cursor), *ahead(line, item)]
                     after = given[item.id] = _held_at(line, item, rest, connection.opened_s)
                     if isinstance(held, _Held):

@@ -59,6 +59,10 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
     "live on an empty topic": (log(1, 2), [on(START, event(1), event(2))]),
     "fresh client does not get what was before it": (log(1, 2), [on(AFTER_1, event(2), opened_s=1.4)]),
     "resume": (log(1, 2, 3), [on(START, event(1)), on(event(2), event(3), cursor="10-0", opened_s=2)]),
+    "a cursor from nowhere is said back before the reload": (
+        log(1, 2),
+        [on(Position(2.5, "99-0"), Reload(2.5, "20-0", "trimmed"), cursor="99-0", opened_s=2.4)],
+    ),
     "resume with the cursor said back": (
         log(1, 2),
         [on(START), on(Position(1.5, "0-7"), event(1), event(2), cursor="0-7", opened_s=1.4)],
@@ -255,6 +259,11 @@ FAILS: dict[str, tuple[list[str], TopicLog, list[Connection]]] = {
         ["missing_reload"],
         log(1, 3, 5, wipes=(wipe(2), Wipe(4, 4.1, traceless=True))),
         [on(START), on(event(5), cursor="0-7", opened_s=4.5)],
+    ),
+    "a cursor from nowhere said back, and accepted": (
+        ["missing_reload"],
+        log(1, 2),
+        [on(Position(1.5, "99-0"), event(2), cursor="99-0", opened_s=1.4), on(START, event(1), event(2))],
     ),
     "garbage accepted": (["missing_reload"], log(1, 2), [on(AFTER_1, event(2), cursor="x", opened_s=1.4)]),
     "in doubt, but another client has it": (

@@ -1,7 +1,9 @@
 """What a client reads off its socket: HTTP/1.1 response, chunks, and the blocks of an event stream.
 
 Strict where a browser is strict (WHATWG HTML, section 9.2.6: a block counts only once its blank line is
-there) and strict about the envelope: anything the promise does not know raises `WrongBytes`.
+there), and as strict as the strictest of them: an `id:` without data sets no cursor in Firefox, and some
+libraries make an empty message of a block without data. Anything the promise does not know raises
+`WrongBytes`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 from .oracle import Event, Item, Position, Reload, Retry
 
 LAST_CHUNK_BYTES = 0
+POSITION = "position"
 
 
 class WrongBytes(ValueError):
@@ -87,24 +90,28 @@ class StreamReader:
                 if name in fields:
                     raise WrongBytes(f"field {name} twice in {block!r}")
                 fields[name] = value.removeprefix(" ")
+        if "data" not in fields:
+            raise WrongBytes(f"a block without data: {block!r}")
         items: list[Item] = []
         if "retry" in fields:
             items.append(Retry(at_s))
         if "id" in fields:
             self.cursor = fields["id"]
-            items.append(_item(self.cursor, fields.get("data"), at_s))
-        elif "data" in fields:
+            items.append(_item(self.cursor, fields.get("event"), fields["data"], at_s))
+        elif fields.get("event") != POSITION:
             raise WrongBytes(f"data without an id: {block!r}")
         return items
 
 
-def _item(id_: str, data: str | None, at_s: float) -> Position | Event | Reload:
-    if data is None:
-        return Position(at_s, id_)
+def _item(id_: str, name: str | None, data: str, at_s: float) -> Position | Event | Reload:
     try:
         envelope = json.loads(data)
         body = envelope["data"]
+        if name not in (None, POSITION) or (name == POSITION) != (envelope["event"] == POSITION):
+            raise WrongBytes(f"event {name!r} with {data!r}")
         match envelope["event"]:
+            case "position" if not body:
+                return Position(at_s, id_)
             case "argument_updated":
                 return Event(at_s, id_, int(body["id"].split(".")[1]))
             case "reload_required":

@@ -2,8 +2,9 @@
  * Text to blocks: the event stream format, as far as it says anything here. Pure.
  *
  * Source: WHATWG HTML, section 9.2.6 (interpreting an event stream). Unlike a browser it tells of a block that has
- * only an `id`, which is how a server says where a client stands; and the `event` field, which our envelopes
- * make needless, is ignored as every unknown one.
+ * only an `id`, which is how an older server says where a client stands. A newer one names such a block `position`
+ * and gives it data, since some browsers pass over a block without; here it is the same. Any other `event` is
+ * ignored: our envelopes make it needless.
  */
 
 /** What a blank line ended: a position (`id`), an envelope as JSON text (`data`), or both. */
@@ -23,6 +24,7 @@ const LIMIT_CHARS = 1 << 20;
 export function createParser(retry: (ms: number) => void): (text: string) => Block[] {
 	let rest = '';
 	let block: Block = {};
+	let name = '';
 	return (text) => {
 		const blocks: Block[] = [];
 		// A CR at the end may be half of a CRLF: it waits for what follows.
@@ -33,9 +35,12 @@ export function createParser(retry: (ms: number) => void): (text: string) => Blo
 			if (field === 'data') block.data = block.data === undefined ? value : `${block.data}\n${value}`;
 			if (field === 'id' && !value.includes('\0')) block.id = value;
 			if (field === 'retry' && /^\d+$/.test(value)) retry(+value);
-			if (!line && (block.id ?? block.data) !== undefined) {
-				blocks.push(block);
+			if (field === 'event') name = value;
+			if (!line) {
+				if (name === 'position') delete block.data;
+				if ((block.id ?? block.data) !== undefined) blocks.push(block);
 				block = {};
+				name = '';
 			}
 		}
 		if ((rest + block.data).length > LIMIT_CHARS) throw new Error('a block without end');

@@ -3,7 +3,7 @@
 /**
  * The JSON in the data field of each Server-Sent Event.
  */
-export type SseEnvelope = ArgumentUpdatedEnvelope | ReloadRequiredEnvelope;
+export type SseEnvelope = ArgumentUpdatedEnvelope | ReloadRequiredEnvelope | PositionEnvelope;
 
 export interface ArgumentUpdatedEnvelope {
 	event: 'argument_updated';
@@ -35,6 +35,14 @@ export interface ReloadData {
 	 */
 	reason: string;
 }
+export interface PositionEnvelope {
+	event: 'position';
+	data: PositionData;
+}
+/**
+ * The data of `position`: nothing. What counts is the `id:` of its block, from where a client resumes.
+ */
+export type PositionData = { [x: string]: never };
 
-/** The data of each event, by its name. */
-export type ServerEvents = { [E in SseEnvelope as E['event']]: E['data'] };
+/** The data of each event that an application hears of, by its name: a position is told to nobody. */
+export type ServerEvents = { [E in SseEnvelope as Exclude<E['event'], 'position'>]: E['data'] };

@@ -35,6 +35,8 @@ describe.skipIf(isLacking())('frames of a running server', () => {
 
 	test('a question with live=false ends by itself', async () => {
 		const answer = await fetch(`${world.stalecastUrl}/v1/sse/ended?live=false`);
-		expect(await answer.text()).toMatch(/^retry: \d+\n\nid: \d+-\d+\n\n$/);
+		expect(await answer.text()).toMatch(
+			/^retry: \d+\nevent: position\nid: \d+-\d+\ndata: {"event":"position","data":{}}\n\n$/,
+		);
 	});
 });

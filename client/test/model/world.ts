@@ -13,6 +13,7 @@ import type { Channel, Platform } from '../../src/core/platform.js';
 const SETTLE_TURNS = 4;
 /** Ten tabs that all ask and are all answered, several times over. */
 const MESSAGES_AT_ONCE = 5000;
+/** As rare as any server should send them: the defaults must bear it. */
 const HEARTBEAT_MS = 15_000;
 
 export class Clock {
@@ -86,7 +87,7 @@ export class Server {
 	}
 
 	#beat(): void {
-		for (const line of this.#lines) line.write(':\n\n');
+		for (const line of this.#lines) line.write(':\n');
 		this.clock.set(() => this.#beat(), HEARTBEAT_MS);
 	}
 
@@ -154,7 +155,7 @@ export class Server {
 			return new Promise((_, reject) => signal!.addEventListener('abort', () => reject(signal!.reason)));
 		}
 		const lines = this.#lines;
-		const first = `retry: 1000\n\n${this.#replay(headers.get('Last-Event-ID'))}`;
+		const first = `retry: 1000\n${this.#replay(headers.get('Last-Event-ID') ?? '')}`;
 		const encoder = new TextEncoder();
 		const body = new ReadableStream<Uint8Array>({
 			start(controller) {
@@ -178,13 +179,14 @@ export class Server {
 		return new Response(body, { headers: { 'Content-Type': 'text/event-stream; charset=utf-8' } });
 	}
 
-	#replay(cursor: string | null): string {
-		if (!cursor || this.forgets) return `id: ${this.position}\n\n`;
-		if (cursor === this.position) return `id: ${cursor}\n\n`;
+	#replay(cursor: string): string {
+		if (!cursor || this.forgets) return positionBlock(this.position);
+		const first = positionBlock(cursor);
+		if (cursor === this.position) return first;
 		const at = this.#events.findIndex(({ ms, seq }) => `${ms}-${seq}` === cursor);
 		const isAtOrigin = cursor === `0-${this.#origin}` && !this.#isTrimmed;
-		if (at >= 0 || isAtOrigin) return `id: ${cursor}\n\n${this.#events.slice(at + 1).map(block).join('')}`;
-		return this.#reload();
+		if (at >= 0 || isAtOrigin) return first + this.#events.slice(at + 1).map(block).join('');
+		return first + this.#reload();
 	}
 
 	#reload(): string {
@@ -192,6 +194,8 @@ export class Server {
 		return `id: ${this.position}\ndata: ${payload}\n\n`;
 	}
 }
+
+const positionBlock = (id: string): string => `event: position\nid: ${id}\ndata: {"event":"position","data":{}}\n\n`;
 
 const block = ({ ms, seq, payload }: StoredEvent): string => `id: ${ms}-${seq}\ndata: ${payload}\n\n`;
 

@@ -20,8 +20,9 @@ function reference(pieces: string[]): Parsed {
 	const retries: number[] = [];
 	const parser = createReference({
 		onId: (id) => blocks.push({ id }),
-		onEvent({ id, data }) {
+		onEvent({ id, data, event }) {
 			// Its id was told just before.
+			if (event === 'position') return;
 			if (id !== undefined) blocks.pop();
 			blocks.push(id === undefined ? { data } : { id, data });
 		},
@@ -39,6 +40,10 @@ describe('text to blocks', () => {
 		['line separators of Unicode are no line ends', 'data: a\u2028b\u2029c\u0085d\n\n', { blocks: [{ data: 'a\u2028b\u2029c\u0085d' }], retries: [] }],
 		['an id with NUL is none', 'id: 1\0\ndata: x\n\n', { blocks: [{ data: 'x' }], retries: [] }],
 		['comments and what is unknown', ':\n: data: x\nevent: x\ndata-x: y\nData: z\n data: z\n\n', { blocks: [], retries: [] }],
+		['a position is an id alone', 'retry: 7\nevent: position\nid: 5-1\ndata: {}\n\n', { blocks: [{ id: '5-1' }], retries: [7] }],
+		['a position without an id is nothing', 'event: position\ndata: {}\n\ndata: x\n\n', { blocks: [{ data: 'x' }], retries: [] }],
+		['a position is one block', 'event: position\n\nid: 1\ndata: x\n\n', { blocks: [{ id: '1', data: 'x' }], retries: [] }],
+		['a heartbeat needs no blank line', ':\n:\nid: 1\ndata: x\n\n:\n', { blocks: [{ id: '1', data: 'x' }], retries: [] }],
 		['retry is digits', 'retry: 10\nretry: 1e3\nretry: -1\nretry:\nretry: 0\n\n', { blocks: [], retries: [10, 0] }],
 		['the last id of a block counts', 'id: 1\nid: 2\n\n', { blocks: [{ id: '2' }], retries: [] }],
 		['what no blank line ended is nothing yet', 'id: 1\n\nid: 2\ndata: x\n', { blocks: [{ id: '1' }], retries: [] }],
@@ -50,7 +55,7 @@ describe('text to blocks', () => {
 	});
 
 	const field = fc.oneof(
-		fc.constantFrom('data: {"a":1}', 'data', 'data:', 'id: 7-1', 'id', 'id:8', 'id: \0', 'retry: 5', 'retry: x', ':', ':c', 'event: x', '', '', ''),
+		fc.constantFrom('data: {"a":1}', 'data', 'data:', 'id: 7-1', 'id', 'id:8', 'id: \0', 'retry: 5', 'retry: x', ':', ':c', 'event: x', 'event: position', 'event', '', '', ''),
 		fc.string({ maxLength: 6 }).map((text) => text.replace(/[\r\n]/g, '')),
 		fc.string({ unit: 'grapheme', maxLength: 6 }).map((text) => 'data: ' + text.replace(/[\r\n]/g, '')),
 	);
