@@ -20,10 +20,11 @@ from urllib.parse import quote, urlsplit
 
 from app import __version__
 from app.publish import stream_key
+from app.settings import HEARTBEAT_INTERVAL_LONGEST_S
 from app.streams.sse import Message, Parser
 
-# Three heartbeats of the server's default of 15 s: one may be late, and one may be lost on the way.
-SILENCE_TIMEOUT_S: Final = 45.0
+# Heartbeats of the longest interval that a server should have: one may be late. (client/ waits as long.)
+SILENCE_TIMEOUT_S: Final = 2 * HEARTBEAT_INTERVAL_LONGEST_S
 CONNECT_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 10.0
 # Until a server says `retry:`; browsers wait three to five seconds.

@@ -34,6 +34,7 @@ from app.client import (
     send,
     stream_url,
 )
+from app.settings import HEARTBEAT_INTERVAL_LONGEST_S, HEARTBEAT_INTERVAL_S
 from app.streams.sse import Message, Parser
 
 # One topic for all runs: a monitor that publishes every minute leaves one bounded stream, not one a run.
@@ -66,8 +67,10 @@ class Limits:
     # The server itself waits up to 1 s for Redis before it opens a stream without a position.
     first_bytes_s: float = 2.0
     delivery_s: float = 1.0
-    # The default interval of 15 s, the server's rounding of it (1/15), and some for the way.
-    heartbeat_s: float = 20.0
+    # The longest interval a server should have, its rounding (1/15), and some for the way.
+    heartbeat_s: float = HEARTBEAT_INTERVAL_LONGEST_S + 5
+    # What the least patient client libraries wait for a byte: okhttp-eventsource, httpx and others.
+    read_timeout_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +437,13 @@ def check_idle(subject: Subject) -> Outcome:
     if not comments:
         why = "events kept it busy" if events else f"{subject.idle_s:g} s is too short"
         return Warn(f"no heartbeat seen: {why}", "watch a quiet topic (--topic) for longer (--idle-s)")
+    read_timeout_s = subject.limits.read_timeout_s
+    if longest_s > read_timeout_s:
+        return Warn(
+            f"no cut in {subject.idle_s:g} s, but up to {longest_s:.1f} s without a heartbeat",
+            f"clients with a read time-out of {read_timeout_s:g} s (okhttp-eventsource, httpx) are cut: "
+            f"set STALECAST_HEARTBEAT_INTERVAL_S to {HEARTBEAT_INTERVAL_S:g}, or raise theirs",
+        )
     return Pass(f"no cut in {subject.idle_s:g} s; a heartbeat after at most {longest_s:.1f} s of silence")
 
 

@@ -43,6 +43,8 @@ from app.doctor import (
     judge,
 )
 from app.publish import InvalidTopicId
+from app.streams.ids import StreamId
+from app.streams.sse import position_block
 
 ORIGIN = "https://app.example"
 TOKEN = "secret"
@@ -66,7 +68,7 @@ class Behaviour:
     compresses: bool = False
     holds_head: bool = False
     first_after_s: float = 0.0
-    first: bytes = b"retry: 2000\n\nid: 1-0\n\n"
+    first: bytes = position_block(StreamId(1, 0), 2000)
     sends_away: bool = False
     reload_reason: str | None = "invalid_id"
     head_status: int | None = 200
@@ -278,6 +280,15 @@ def test_the_heartbeat_interval_is_measured() -> None:
 
     assert isinstance(outcome, Pass)
     assert "at most 0.2 s" in outcome.text
+
+
+def test_heartbeats_too_rare_for_impatient_libraries_are_told() -> None:
+    with run_fake(Behaviour(heartbeat_s=0.2)) as (_, subject):
+        outcome = check_idle(replace(subject, limits=replace(LIMITS, read_timeout_s=0.05)))
+
+    assert isinstance(outcome, Warn)
+    assert "without a heartbeat" in outcome.text
+    assert "STALECAST_HEARTBEAT_INTERVAL_S to 4" in outcome.remedy
 
 
 def test_too_short_a_look_decides_nothing() -> None:

@@ -1,9 +1,15 @@
 """Settings: what the environment may say, and what is refused at start-up rather than found out later."""
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.client import SILENCE_TIMEOUT_S
+from app.doctor import Limits
+from app.settings import HEARTBEAT_INTERVAL_LONGEST_S, Settings
+from app.streams.hub import LOOKS_PER_INTERVAL
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +111,30 @@ def test_an_empty_token_is_no_token(monkeypatch):
     except ValidationError:
         return
     assert token is None
+
+
+# -- heartbeats: who sends them and who waits for them
+
+CLIENT = Path(__file__).resolve().parents[1] / "client" / "src"
+
+
+def constant(file: str, name: str) -> float:
+    """Of the package for browsers, in seconds."""
+    found = re.search(rf"\b{name} = ([0-9_]+)", (CLIENT / file).read_text())
+    assert found is not None
+    return int(found[1]) / 1000
+
+
+def test_heartbeats_come_before_the_least_patient_library_gives_up():
+    longest_silence_s = Settings().heartbeat_interval_s * (1 + 1 / LOOKS_PER_INTERVAL)
+
+    assert longest_silence_s < Limits().read_timeout_s - 0.5  # and some for the way
+
+
+def test_our_own_clients_bear_the_rarest_heartbeats():
+    rarest_s = HEARTBEAT_INTERVAL_LONGEST_S * (1 + 1 / LOOKS_PER_INTERVAL)
+    doubt_s = constant("polling.ts", "doubtMs")
+
+    assert rarest_s < Limits().heartbeat_s < SILENCE_TIMEOUT_S
+    # A browser's client doubts the stream, and polls beside it, before it cuts it.
+    assert rarest_s < doubt_s < constant("core/transport.ts", "DEFAULT_SILENCE_MS") == SILENCE_TIMEOUT_S

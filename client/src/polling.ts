@@ -30,7 +30,7 @@ export interface SourceOptions extends TransportOptions {
 	healthyMs?: number | undefined;
 	/**
 	 * How long after its first bytes a stream may bring nothing before it counts as held back, in ms; more than
-	 * one of the server's heartbeats. Default: 20000.
+	 * one of the server's heartbeats, less than `silenceMs`. Default: 20000.
 	 */
 	doubtMs?: number | undefined;
 	/** Between polls, in ms; up to a quarter more. Default: 7000. */

@@ -41,11 +41,14 @@ export interface TransportOptions {
 	fetch?: typeof fetch | undefined;
 	/** How long until a stream that brought nothing yet counts as held back, in ms. Default: 8000. */
 	muteAfterMs?: number | undefined;
-	/** How long a stream may be silent, in ms; three of the server's heartbeats. Default: 45000. */
+	/**
+	 * How long a stream may be silent, in ms. Default: 30000; the server's heartbeats come every 4 s, and every 15 s
+	 * where they are rare.
+	 */
 	silenceMs?: number | undefined;
 }
 
-export const DEFAULT_SILENCE_MS = 45_000;
+export const DEFAULT_SILENCE_MS = 30_000;
 
 /**
  * Never rejects. To cut it, abort `controller` with an outcome as the reason.
@@ -105,7 +108,7 @@ export function attempt(
 		for (;;) {
 			const { done, value } = await reader.read();
 			signal.throwIfAborted();
-			if (done) throw new Error('the stream was ended');
+			if (done) throw new Error('the stream ended');
 			stood = true;
 			allow(silenceMs, 'silent', 'the stream fell silent');
 			piece(parse(decoder.decode(value, { stream: true })));
