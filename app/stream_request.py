@@ -57,6 +57,17 @@ def choose_cursor(header: str | None, query: str | None) -> str | None:
     return header or query or None
 
 
+def read_query(query: str) -> dict[str, str]:
+    """The parameters of a query, decoded. Of one that is given more than once the last counts, since some
+    libraries append the newer `lastEventId` to the URL they were given; an empty one says nothing against
+    another."""
+    parameters: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if value or name not in parameters:
+            parameters[name] = value
+    return parameters
+
+
 def read_stream_request(data: bytes) -> StreamRequest | NotRead:
     """`data`: everything the client has sent since it connected, or since the last response."""
     end = data.find(_END)
@@ -79,10 +90,7 @@ def read_stream_request(data: bytes) -> StreamRequest | NotRead:
         at = field.end()
     if b"host" not in fields:
         return NotRead.UNUSUAL
-    query: dict[str, str] = {}
-    if line[2]:
-        for key, value in parse_qsl(line[2].decode("ascii"), keep_blank_values=True):
-            query.setdefault(key, value)
+    query = read_query(line[2].decode("ascii")) if line[2] else {}
     catchup = query.get("catchup", "all")
     if catchup != "all" and catchup != "compact":
         return NotRead.UNUSUAL

@@ -38,7 +38,7 @@ from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services
 from app.serving import Begin, EventStream, StreamConnection, offer_streams
 from app.settings import Settings
-from app.stream_request import PATH_PREFIX, Catchup, StreamRequest, choose_cursor
+from app.stream_request import PATH_PREFIX, Catchup, StreamRequest, choose_cursor, read_query
 from app.streams import sse
 from app.streams.hub import HubFull
 from app.streams.ids import StreamId
@@ -66,7 +66,9 @@ Choice = TypeVar("Choice", bound=str)
 
 class StreamQuery(BaseModel):
     lastEventId: str | None = Field(  # noqa: N815 the name is the wire's
-        None, description="Where to resume, for a page's first connect. The header Last-Event-ID wins."
+        None,
+        description="Where to resume, for a page's first connect. Of more than one the last counts; the "
+        "header Last-Event-ID wins.",
     )
     catchup: Catchup = Field(
         "all", description="`compact` replays only the newest event of each (event, id)."
@@ -243,9 +245,10 @@ def _add_stream_routes(app: QuartTrio, services: Services, streams: Streams) -> 
         stream_key(topic_id)  # an invalid topic id is refused before anything is promised
         if request.method == "HEAD":
             return Response(b"", headers=STREAM_HEADERS)
-        catchup: Catchup = _choose("catchup", "all", "compact")
-        live = _choose("live", "true", "false") == "true"
-        cursor = choose_cursor(request.headers.get("Last-Event-ID"), request.args.get("lastEventId"))
+        query = read_query(request.query_string.decode("utf-8", "replace"))
+        catchup: Catchup = _choose(query, "catchup", "all", "compact")
+        live = _choose(query, "live", "true", "false") == "true"
+        cursor = choose_cursor(request.headers.get("Last-Event-ID"), query.get("lastEventId"))
         user_agent = request.headers.get("User-Agent", "")
         asked = StreamRequest(topic_id, cursor, catchup, live, request.headers.get("Origin"), user_agent)
         return EventStream(partial(streams.open, asked), STREAM_HEADERS)
@@ -265,9 +268,9 @@ def _add_stream_routes(app: QuartTrio, services: Services, streams: Streams) -> 
         return answer.model_dump(), 200, {"Cache-Control": "no-store"}
 
 
-def _choose(name: str, default: Choice, other: Choice) -> Choice:
+def _choose(query: dict[str, str], name: str, default: Choice, other: Choice) -> Choice:
     """What the query says. Raises HttpError for anything but these two."""
-    value = request.args.get(name, default)
+    value = query.get(name, default)
     for choice in (default, other):
         if value == choice:
             return choice

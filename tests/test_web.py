@@ -201,10 +201,11 @@ def test_a_stream_without_a_cursor_starts_at_the_newest_event(server: AppServer,
         ("", "{second}"),
         ("?lastEventId={second}", None),
         ("?lastEventId={first}", "{second}"),
+        ("?lastEventId={first}&lastEventId={second}", None),
         ("?lastEventId=nonsense", "{second}"),
         ("?lastEventId={second}", ""),
     ],
-    ids=["header", "query", "header-before-query", "header-before-bad-query", "empty-header"],
+    ids=["header", "query", "header-before-query", "last-of-two", "header-before-bad-query", "empty-header"],
 )
 def test_a_cursor_comes_from_the_header_or_else_the_query(
     server: AppServer, producer: Producer, query: str, header: str | None
@@ -269,6 +270,7 @@ def test_an_invalid_topic_is_refused_over_real_http(server: AppServer, topic: st
     [
         ("catchup=x", "catchup='x': use `all` or `compact`"),
         ("live=x", "live='x': use `true` or `false`"),
+        ("live=true&live=x", "live='x': use `true` or `false`"),
         ("live=", "live='': use `true` or `false`"),
         ("live=False", "live='False': use `true` or `false`"),
         ("live=" + "x" * 99, f"live='{'x' * 40}': use `true` or `false`"),
