@@ -23,6 +23,7 @@ from redis.retry import Retry
 
 from app import client
 from app.contracts import ContractViolation, InvalidEventType, load_registry
+from app.cors import InvalidOrigin, parse_origin
 from app.doctor import DOCTOR_TOPIC, Fail, Finding, Notice, Outcome, Pass, Subject, Warn, examine
 from app.embedded import EmbeddedStoreError, embedded_store, recorded_url
 from app.logging import configure_logging
@@ -302,7 +303,11 @@ def doctor(
 ) -> None:
     """Say what stands between browsers and a deployed server. Exit status 1 if any check fails."""
     failed = False
-    for item in examine(Subject(url, topic, origin and origin.rstrip("/"), token, idle_s)):
+    try:
+        origin = origin and parse_origin(origin)
+    except InvalidOrigin as error:
+        _fail(str(error))
+    for item in examine(Subject(url, topic, origin, token, idle_s)):
         match item:
             case Notice(text):
                 typer.echo(text, err=True)

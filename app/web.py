@@ -33,6 +33,7 @@ from werkzeug.exceptions import HTTPException
 
 from app import __version__
 from app.contracts import ContractViolation
+from app.cors import Cors
 from app.publish import InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services
@@ -55,7 +56,6 @@ STREAM_HEADERS: Final = {
 PROBLEM_TYPE: Final = "application/problem+json"
 # When the server is full, a browser's EventSource must not get an error status: it would give up for good.
 FULL_RETRY_MS: Final = 30_000
-PREFLIGHT_MAX_AGE_S: Final = 86_400
 # Around the event: field names, whitespace, escapes.
 BODY_OVERHEAD: Final = 4
 
@@ -193,11 +193,14 @@ class Streams:
 
     def __init__(self, services: Services) -> None:
         self._hub = services.hub
-        self._origins = services.settings.cors_origins
-        self._fields = _encode_fields(STREAM_HEADERS)
+        cors = Cors(services.settings.cors_origins)
+        self._fields = _encode_fields({**STREAM_HEADERS, **cors.headers(None)})
+        self._fields_by_origin = {
+            origin: _encode_fields({**STREAM_HEADERS, **cors.headers(origin)}) for origin in cors.origins
+        }
 
     def fields(self, origin: str | None) -> bytes:
-        return self._fields + _encode_fields(cors_headers(self._origins, origin))
+        return self._fields if origin is None else self._fields_by_origin.get(origin, self._fields)
 
     async def open(self, asked: StreamRequest, begin: Begin) -> Subscriber | None:
         """Raises InvalidTopicId."""
@@ -459,28 +462,18 @@ def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = N
     )
 
 
-def cors_headers(allowed: frozenset[str], origin: str | None) -> dict[str, str]:
-    if "*" in allowed:
-        return {"Access-Control-Allow-Origin": "*"}
-    if origin is None or origin not in allowed:
-        return {"Vary": "Origin"}
-    return {"Vary": "Origin", "Access-Control-Allow-Origin": origin}
-
-
 def _add_cors(app: QuartTrio, settings: Settings) -> None:
+    cors = Cors(settings.cors_origins)
+
     @app.after_request
     async def allow(response: Response) -> Response:
-        headers = response.headers
-        for name, value in cors_headers(settings.cors_origins, request.headers.get("Origin")).items():
-            headers.add(name, value)
-        if (
-            "Access-Control-Allow-Origin" in headers
-            and request.method == "OPTIONS"
-            and "Access-Control-Request-Method" in request.headers
-        ):
-            headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
-            headers["Access-Control-Allow-Headers"] = (
-                "Authorization, Cache-Control, Content-Type, Last-Event-ID"
-            )
-            headers["Access-Control-Max-Age"] = str(PREFLIGHT_MAX_AGE_S)
+        origin = request.headers.get("Origin")
+        headers = dict(cors.headers(origin))
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            fields = request.headers.get("Access-Control-Request-Headers", "")
+            preflight = cors.preflight_headers(origin, fields)
+            headers["Vary"] = ", ".join(one["Vary"] for one in (headers, preflight) if "Vary" in one)
+            headers = {**preflight, **headers}
+        for name, value in headers.items():
+            response.headers.add(name, value)
         return response

@@ -369,3 +369,18 @@ def test_a_broken_pipe_ends_tail_quietly_and_doctor_is_content(
     assert "watching" in result.err
     with redis.Redis.from_url(store.url) as client:
         assert client.xlen("topic:events:stalecast-doctor") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "origins"),
+    [
+        (("doctor", f"http://{HOST}:1", "--origin", "app.example"), "*"),
+        (("serve", "--port", "0"), "app.example"),
+    ],
+    ids=["doctor", "serve"],
+)
+def test_an_origin_that_no_browser_sends_is_told(run: Run, arguments: tuple[str, ...], origins: str) -> None:
+    result = run(*arguments, REDIS_URL=NOWHERE, STALECAST_CORS_ALLOW_ORIGINS=origins)
+
+    assert result.status == 2
+    assert "origin 'app.example' has no scheme: write https://app.example" in result.err

@@ -1452,15 +1452,23 @@ async def test_a_client_that_leaves_while_its_replay_hangs_is_noticed_at_once(
                 await wait_until(lambda: _connections() == 1)
 
 
+EXPOSED = {"access-control-expose-headers": "Retry-After"}
+
+
 @pytest.mark.parametrize(
     ("allowed", "origin", "expected"),
     [
-        ("*", None, {"access-control-allow-origin": "*"}),
-        ("*", "https://app.example", {"access-control-allow-origin": "*"}),
+        ("*", None, {"access-control-allow-origin": "*", **EXPOSED}),
+        ("*", "https://app.example", {"access-control-allow-origin": "*", **EXPOSED}),
         (
             "https://app.example,https://other.example",
             "https://app.example",
-            {"access-control-allow-origin": "https://app.example", "vary": "Origin"},
+            {
+                "access-control-allow-origin": "https://app.example",
+                "access-control-allow-credentials": "true",
+                "vary": "Origin",
+                **EXPOSED,
+            },
         ),
         ("https://app.example", "https://evil.example", {"vary": "Origin"}),
         ("https://app.example", "", {"vary": "Origin"}),

@@ -49,6 +49,7 @@ def test_without_anything_the_defaults_hold():
         ("https://a.example", {"https://a.example"}),
         (" https://a.example , https://b.example,", {"https://a.example", "https://b.example"}),
         ("*", {"*"}),
+        ("HTTPS://A.example:443/, https://b.example/", {"https://a.example", "https://b.example"}),
         ("", set()),
     ],
 )
@@ -56,6 +57,16 @@ def test_origins_are_separated_by_commas(monkeypatch, value, origins):
     monkeypatch.setenv("STALECAST_CORS_ALLOW_ORIGINS", value)
 
     assert Settings().cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "value", ["a.example", "https://*.example", "https://a.example/app", "null", "https://a https://b", "* *"]
+)
+def test_an_origin_that_can_never_match_is_refused(monkeypatch, value):
+    monkeypatch.setenv("STALECAST_CORS_ALLOW_ORIGINS", value)
+
+    with pytest.raises(ValidationError, match="cors_allow_origins"):
+        Settings()
 
 
 def test_every_number_has_a_unit_in_its_name():

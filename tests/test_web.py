@@ -179,6 +179,7 @@ def test_a_stream_has_exactly_the_promised_headers(server: AppServer, producer: 
         "cache-control": "no-cache, no-transform",
         "x-accel-buffering": "no",
         "access-control-allow-origin": "*",
+        "access-control-expose-headers": "Retry-After",
         "transfer-encoding": "chunked",
         "connection": "close",
     }
@@ -795,6 +796,44 @@ async def test_only_listed_origins_may_read_if_there_is_a_list(settings: MakeSet
     allowed = await client.options("/v1/sse/a", headers=PREFLIGHT)
     assert allowed.headers["Access-Control-Allow-Origin"] == "https://app.example"
     assert "Access-Control-Allow-Headers" in allowed.headers
+    assert allowed.headers["Access-Control-Allow-Credentials"] == "true"
+    for preflight in (refused, allowed):
+        varies = ", ".join(preflight.headers.getlist("Vary")).split(", ")
+        assert {"Origin", "Access-Control-Request-Headers", "Access-Control-Request-Method"} == set(varies)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/healthz", 200),
+        ("HEAD", "/v1/sse/a", 200),
+        ("GET", "/nowhere", 404),
+        ("PUT", "/v1/sse/a", 405),
+        ("GET", "/v1/sse/a?live=x", 422),
+        ("GET", "/v1/sse/a%20b", 422),
+        ("POST", "/v1/topics/a/events", 401),
+        ("GET", "/v1/topics/a/cursor", 503),
+        ("GET", "/readyz", 503),
+    ],
+)
+async def test_every_answer_tells_a_listed_origin_the_same(
+    settings: MakeSettings, method: str, path: str, status: int
+) -> None:
+    """Credentials included, and when to ask again: a page that may not read an error knows nothing."""
+    client = client_of(
+        settings(
+            redis_url="redis://127.0.0.1:1",
+            redis_timeout_s=0.1,
+            publish_token="secret",
+            cors_allow_origins="HTTPS://App.Example:443/",
+        )
+    )
+    response = await client.open(path, method=method, headers={"Origin": "https://app.example"})
+    assert response.status_code == status
+    assert response.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert response.headers["Access-Control-Allow-Credentials"] == "true"
+    assert response.headers["Access-Control-Expose-Headers"] == "Retry-After"
+    assert response.headers.getlist("Vary") == ["Origin"]
 
 
 async def test_an_ordinary_options_request_is_no_preflight(settings: MakeSettings) -> None:
