@@ -3,19 +3,24 @@
 Chromium is driven over its DevTools protocol, with the WebSocket library that Hypercorn brings.
 """
 
+import http.server
 import json
+import re
 import shutil
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Process, free_port, run_app, run_redis, wait_until
+from servers import HOST, PROJECT, Process, free_port, run_app, run_redis, wait_until
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Message, Request, TextMessage
+
+from app.publish import publish_topic_event_sync
 
 CHROMIUM = shutil.which("chromium")
 TOKEN = "of the test"
@@ -166,5 +171,82 @@ def test_two_windows_hear_of_it_and_one_that_was_cut_is_told_what_it_missed(tmp_
                 wait_until(lambda: "third" in two.rows, "the missed events are shown")
                 assert two.rows.count("missed while away") == 2
                 assert [two.rows.count(name) for name in ("first", "second", "third")] == [1, 1, 1]
+        finally:
+            chromium.close()
+
+
+# -- the example of the README
+
+SOON_S = 20  # an example comes back after at most 5 s
+STUBS = """
+window.told = [];
+window.loadPage = async () => {};
+window.reloadEverything = () => told.push("reload");
+window.refetch = (id) => told.push(id);
+window.OriginalEventSource ??= EventSource;
+window.sources = [];
+window.EventSource = class extends OriginalEventSource {
+  constructor(url) { super(url); sources.push(this); }
+};
+"""
+
+
+def example() -> str:
+    (code,) = re.findall(r"## Listen\n\n```js\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    return f"{STUBS};(async () => {{ {code}; window.position = () => cursor; }})(); undefined"
+
+
+class BadGateway(http.server.BaseHTTPRequestHandler):
+    """A proxy whose server is being restarted."""
+
+    def do_GET(self) -> None:
+        self.send_error(502)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def bad_gateway(port: int) -> Iterator[None]:
+    with http.server.ThreadingHTTPServer((HOST, port), BadGateway) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_readmes_example_survives_a_502_and_misses_nothing(tmp_path: Path) -> None:
+    chromium, port = Chromium(tmp_path), free_port()
+    with run_redis(tmp_path) as redis, redis.client() as producer, ExitStack() as windows:
+
+        def publish(resource_id: str) -> str:
+            data = {"id": resource_id, "reason": "edited"}
+            return publish_topic_event_sync(producer, "42", "argument_updated", data)
+
+        chromium.start()
+        try:
+            with run_app(tmp_path, redis_url=redis.url, port=port) as app:
+                before = publish("before")
+                window = windows.enter_context(chromium.window(f"{app.url}/docs"))
+                wait_until(lambda: window.evaluate("document.readyState") == "complete", "the page is there")
+                window.evaluate(example())
+                wait_until(
+                    lambda: window.evaluate("sources.map(({readyState}) => readyState)") == [1], "a stream"
+                )
+                assert window.evaluate("position()") == before
+            # It has heard of no event when its stream is cut, and again of none before the 502.
+            publish("away")
+            with bad_gateway(port):
+                wait_until(lambda: window.evaluate("sources[0].readyState") == 2, "ended for good", SOON_S)
+                publish("away, too")
+            with run_app(tmp_path, redis_url=redis.url, port=port):
+                wait_until(lambda: len(window.evaluate("told")) == 2, "what was missed is told", SOON_S)
+                last = publish("live")
+                wait_until(lambda: len(window.evaluate("told")) == 3, "it is live again", SOON_S)
+                assert window.evaluate("told") == ["away", "away, too", "live"]
+                assert window.evaluate("position()") == last
         finally:
             chromium.close()
