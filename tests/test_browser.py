@@ -231,7 +231,8 @@ def test_the_readmes_example_survives_a_502_and_misses_nothing(tmp_path: Path) -
             with run_app(tmp_path, redis_url=redis.url, port=port) as app:
                 before = publish("before")
                 window = windows.enter_context(chromium.window(f"{app.url}/docs"))
-                wait_until(lambda: window.evaluate("document.readyState") == "complete", "the page is there")
+                there = "location.pathname === '/docs' && document.readyState === 'complete'"
+                wait_until(lambda: window.evaluate(there), "the page is there")
                 window.evaluate(example())
                 wait_until(
                     lambda: window.evaluate("sources.map(({readyState}) => readyState)") == [1], "a stream"
