@@ -237,7 +237,7 @@ def test_the_readmes_example_survives_a_502_and_misses_nothing(tmp_path: Path) -
                 wait_until(
                     lambda: window.evaluate("sources.map(({readyState}) => readyState)") == [1], "a stream"
                 )
-                assert window.evaluate("position()") == before
+                wait_until(lambda: window.evaluate("position()") == before, "the position is told")
             # It has heard of no event when its stream is cut, and again of none before the 502.
             publish("away")
             with bad_gateway(port):
