@@ -31,6 +31,8 @@ from app.client import (
     stream_url,
 )
 from app.publish import InvalidTopicId
+from app.streams.ids import StreamId
+from app.streams.sse import position_block
 
 # A script that waits for the client waits no longer than this.
 SCRIPT_TIMEOUT_S = 5.0
@@ -245,8 +247,22 @@ def test_bytes_may_be_split_anywhere() -> None:
     assert items == [Connected(""), Received("1-0", "grün"), Received("1-0", "a\nb")]
 
 
-def test_a_silent_line_is_cut_and_made_anew() -> None:
-    script = Script(staying(b"retry: 60\n\nid: 1-0\n\n"), staying(b"id: 2-0\ndata: back\n\n"))
+@pytest.mark.parametrize("farewell", [position_block(None, 60), b""], ids=["sent-away", "cut"])
+def test_a_position_is_told_to_nobody_and_resumed_from(farewell: bytes) -> None:
+    script = Script(
+        streaming(position_block(StreamId(1, 0), 60) + b":\n" + farewell), staying(b"id: 2-0\ndata: back\n\n")
+    )
+
+    items = take(script, 4)
+
+    assert items[0] == Connected("")
+    assert items[2:] == [Connected("1-0"), Received("2-0", "back")]
+    assert script.sent("Last-Event-ID") == [None, "1-0"]
+
+
+@pytest.mark.parametrize("first", [position_block(StreamId(1, 0), 60), b"retry: 60\n\nid: 1-0\n\n"])
+def test_a_silent_line_is_cut_and_made_anew(first: bytes) -> None:
+    script = Script(staying(first), staying(b"id: 2-0\ndata: back\n\n"))
     started_s = time.monotonic()
 
     items = take(script, 4, silence_timeout_s=0.2)
