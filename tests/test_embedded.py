@@ -115,9 +115,13 @@ def follow(server: AppServer, cursor: str | None = None, topic: str = "a") -> It
 
 
 def next_data(stream: HTTPResponse) -> dict[str, Any]:
-    while not (line := stream.readline()).startswith(b"data: "):
-        assert line, "the stream ended"
-    return json.loads(line.removeprefix(b"data: "))
+    """The next event; positions are passed over."""
+    while line := stream.readline():
+        if line.startswith(b"data: "):
+            data: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+            if data["event"] != "position":
+                return data
+    pytest.fail("the stream ended")
 
 
 def test_what_was_published_survives_a_restart(folder: Path) -> None:
