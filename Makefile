@@ -55,6 +55,8 @@ lock: $(VENV)/.dev ## compile the requirements files anew from pyproject.toml
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-annotate --custom-compile-command "make lock" $${set#*:} pyproject.toml -o requirements$${set%%:*}.txt || exit 1; \
 	done
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --custom-compile-command "make lock" --group build -o requirements-build.txt
 
 clean: ## remove what was set up
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
@@ -63,8 +65,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stalecast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: $(BIN)/python requirements-embedded.txt
+$(VENV)/.serve: $(BIN)/python requirements-embedded.txt $(BIN)/stalecast
 	$(PIP) install --require-hashes -r requirements-embedded.txt
+	touch $@
+
+# The package itself, so that there is the command `stalecast`, and `from app...` in any folder.
+$(BIN)/stalecast: $(BIN)/python requirements-build.txt pyproject.toml
+	$(PIP) install --require-hashes -r requirements-build.txt
+	$(PIP) install --no-deps --no-build-isolation --no-index -e .
 	touch $@
 
 client/node_modules/.package-lock.json: client/package-lock.json
@@ -72,7 +80,7 @@ client/node_modules/.package-lock.json: client/package-lock.json
 	npm ci --silent --no-audit --no-fund --prefix client
 	touch $@
 
-$(VENV)/.dev: $(BIN)/python requirements-dev.txt
+$(VENV)/.dev: $(BIN)/python requirements-dev.txt $(BIN)/stalecast
 	$(PIP) install --require-hashes -r requirements-dev.txt
 	touch $@ $(VENV)/.serve
 

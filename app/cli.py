@@ -15,24 +15,27 @@ from typing import Annotated, Any, Final, NoReturn, Self, cast
 import structlog
 import trio
 import typer
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
+from typer.exceptions import TyperException
 
-from app import client
+from app import client, startup
 from app.contracts import ContractViolation, InvalidEventType, load_registry
 from app.cors import InvalidOrigin, parse_origin
 from app.doctor import DOCTOR_TOPIC, Fail, Finding, Notice, Outcome, Pass, Subject, Warn, examine
 from app.embedded import EmbeddedStoreError, embedded_store, recorded_url
-from app.logging import configure_logging
-from app.process import Supervisor, inherited_listener, run_worker, worker_argv
+from app.listening import CannotListen, Listener, is_loopback, parse_address, url_of
+from app.logging import configure_early_logging, configure_logging, take_over_process
+from app.process import CONFIGURATION_STATUS, Supervisor, inherited_listener, run_worker, worker_argv
 from app.publish import InvalidTopicId, publish_topic_event_sync
 from app.redis_connection import Address, InvalidRedisUrl
-from app.serving import create_listener
-from app.settings import Settings
+from app.settings import Settings, clean_token
+from app.startup import Misconfigured
 from app.streams.ids import InvalidStreamId, StreamId
+from app.tls import UnusableCertificate
 
 cli = typer.Typer(
     name="stalecast",
@@ -45,15 +48,31 @@ cli = typer.Typer(
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 # 128 + SIGINT, as shells and other followers (`kubectl logs -f`) have it.
 INTERRUPTED_STATUS: Final = 130
+# More than any machine has cores: a slip of the pen.
+WORKERS_LIMIT: Final = 1024
 
 _log = structlog.get_logger("stalecast.cli")
 
 
+# Commands that log, rather than talk to whoever typed them.
+_SERVING: Final = frozenset({"serve", "worker"})
+
+
 def main() -> None:
     """Exit status 2: what was asked for cannot be done as configured. 1: it cannot be done now."""
+    if not _SERVING.isdisjoint(sys.argv[1:2]):
+        configure_early_logging()
+        take_over_process()
     try:
-        cli()
-    except (InvalidRedisUrl, InvalidEventType, EmbeddedStoreError) as error:
+        # Not `cli()`, which would have uncaught exceptions printed in its own way.
+        sys.exit(typer.main.get_command(cli).main(standalone_mode=False))
+    except TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except typer.Abort:
+        sys.exit(INTERRUPTED_STATUS)
+    except (Misconfigured, InvalidRedisUrl, InvalidEventType, UnusableCertificate) as error:
+        _fail(str(error))
+    except (CannotListen, EmbeddedStoreError) as error:
         _fail(str(error))
     except (InvalidTopicId, ContractViolation, client.InvalidRequest) as error:
         _fail(str(error))
@@ -65,62 +84,83 @@ def main() -> None:
         _fail(str(error), 1)
 
 
-def _fail(text: str, status: int = 2) -> NoReturn:
-    typer.secho(f"stalecast: {text}", err=True, fg="red")
+def _fail(text: str, status: int = CONFIGURATION_STATUS) -> NoReturn:
+    if not _SERVING.isdisjoint(sys.argv[1:2]):
+        _log.critical("cannot_serve", error=text)
+    else:
+        typer.secho(f"stalecast: {text}", err=True, fg="red")
     sys.exit(status)
-
-
-def _settings(**overrides: Any) -> Settings:
-    try:
-        return Settings(**overrides)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
-        _fail(
-            "the environment holds settings that cannot be used (STALECAST_ + name):\n  " + "\n  ".join(lines)
-        )
-        raise AssertionError from None
 
 
 @cli.command()
 def serve(
-    host: Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="PORT", min=0, max=65535)] = 8000,
-    workers: Annotated[int, typer.Option(envvar="WEB_CONCURRENCY", min=1, help="Processes; one a core.")] = 1,
+    host: Annotated[
+        str, typer.Option(envvar="HOST", help="Address to listen on, or unix:/path for a socket file.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", min=0, max=65535, help="0: any free one.")] = 8000,
+    workers: Annotated[
+        int, typer.Option(envvar="WEB_CONCURRENCY", min=1, max=WORKERS_LIMIT, help="Processes; one a core.")
+    ] = 1,
+    uds: Annotated[
+        str | None, typer.Option(help="Listen on this unix socket, for a proxy on this machine.")
+    ] = None,
+    embedded: Annotated[
+        bool, typer.Option(help="Without REDIS_URL bring an embedded Valkey, or refuse to serve.")
+    ] = True,
 ) -> None:
-    """Serve streams. Without REDIS_URL it brings an embedded Valkey."""
-    settings = _settings()
+    """Serve streams. Without REDIS_URL it brings an embedded Valkey, for trying out."""
+    # The demo page's token is drawn below; one of the operator's own is not for everybody to see.
+    settings = startup.read_settings(demo_token=False)
     configure_logging(settings)
+    startup.warn(settings)
+    is_tls = startup.check(settings)
+    if settings.redis_url is None and not embedded:
+        raise Misconfigured(
+            "REDIS_URL is not set: set it to a Redis 7 or newer that all instances share, e.g. "
+            "redis://:password@host:6379/0. (With --no-embedded no store is brought along: on a platform its "
+            "data would be lost at each restart, and no two instances would have the same.)"
+        )
+    listener = Listener.open(parse_address(host, port, uds), settings)
     try:
-        listener = create_listener(host, port, settings)
-    except OSError as error:
-        _fail(f"cannot listen on {host}:{port}: {error.strerror}")
-        return
-    sys.exit(trio.run(_serve, settings, listener, workers))
+        status = trio.run(_serve, settings, listener.socket, workers, is_tls)
+    finally:
+        listener.remove_file()
+    sys.exit(status)
 
 
-async def _serve(settings: Settings, listener: socket.socket, workers: int) -> int:
+async def _serve(settings: Settings, listener: socket.socket, workers: int, is_tls: bool) -> int:
     if settings.redis_url is not None:
-        return await _serve_with_redis(settings, listener, workers)
+        return await _serve_with_redis(settings, listener, workers, is_tls)
     async with embedded_store() as url:
-        changes: dict[str, Any] = {"redis_url": url}
-        if settings.demo is None:
-            changes["demo"] = True
+        settings = _with_embedded_store(settings, url, is_loopback=is_loopback(listener))
+        return await _serve_with_redis(settings, listener, workers, is_tls)
+
+
+def _with_embedded_store(settings: Settings, url: str, *, is_loopback: bool) -> Settings:
+    """The settings for trying it out; workers find them in their environment."""
+    changes: dict[str, Any] = {"redis_url": url}
+    os.environ["REDIS_URL"] = url
+    if not is_loopback:
+        _log.warning(
+            "embedded_store_for_others",
+            hint="other machines may connect, so there is no demo page and no token for it. The store is for "
+            "trying out: set REDIS_URL to serve in earnest",
+        )
+    elif settings.demo is not False:
+        changes["demo"] = True
+        os.environ["STALECAST_DEMO"] = "true"
         if settings.publish_token is None:
-            # For trying it out: the demo page, which this same process serves, may publish.
-            changes |= {"publish_token": SecretStr(secrets.token_urlsafe(16)), "demo_token": True}
-        settings = settings.model_copy(update=changes)
-        os.environ["REDIS_URL"] = url
-        os.environ["STALECAST_DEMO"] = str(settings.demo)
-        if settings.demo_token and settings.publish_token is not None:
-            os.environ["STALECAST_PUBLISH_TOKEN"] = settings.publish_token.get_secret_value()
-            os.environ["STALECAST_DEMO_TOKEN"] = "true"  # noqa: S105 a flag
-        return await _serve_with_redis(settings, listener, workers)
+            # The demo page, which this same process serves, may publish.
+            token = secrets.token_urlsafe(16)
+            changes |= {"publish_token": SecretStr(token), "demo_token": True}
+            os.environ["STALECAST_PUBLISH_TOKEN"] = token
+            os.environ[startup.DEMO_TOKEN_VARIABLE] = "true"
+    return settings.model_copy(update=changes)
 
 
-async def _serve_with_redis(settings: Settings, listener: socket.socket, workers: int) -> int:
-    host, port, *_ = listener.getsockname()
-    scheme = "https" if settings.tls_certfile else "http"
-    _log.info("listening", url=f"{scheme}://{host}:{port}", workers=workers, demo=bool(settings.demo))
+async def _serve_with_redis(settings: Settings, listener: socket.socket, workers: int, is_tls: bool) -> int:
+    url = url_of(listener, is_tls=is_tls)
+    _log.info("listening", url=url, workers=workers, demo=bool(settings.demo))
     if workers == 1:
         return await run_worker(settings, listener)
     return await Supervisor(workers, worker_argv(), listener, settings.drain_s).run()
@@ -129,13 +169,13 @@ async def _serve_with_redis(settings: Settings, listener: socket.socket, workers
 @cli.command(hidden=True)
 def worker() -> None:
     """One worker of a supervisor, on the socket that it inherited."""
-    settings = _settings()
+    settings = startup.read_settings()
     configure_logging(settings)
+    startup.check(settings)
     try:
         listener = inherited_listener()
-    except KeyError:
-        _fail("`worker` is started by `stalecast serve`")
-        return
+    except (KeyError, ValueError, OSError):
+        raise Misconfigured("`worker` is started by `stalecast serve`, which hands it a listener") from None
     sys.exit(trio.run(run_worker, settings, listener))
 
 
@@ -161,11 +201,27 @@ def publish(
     store runs in this directory; otherwise, or with --url, through a server.
     """
     data = {"reason": reason} if resource_id is None else {"id": resource_id, "reason": reason}
-    settings = _settings()
+    settings = _settings_for_command()
     if url is None and (redis_url := settings.redis_url or _running_store(settings)) is not None:
         typer.echo(_publish_into_redis(redis_url, settings, topic, event, data))
     else:
-        typer.echo(client.publish(url or DEFAULT_URL, topic, event, data, token))
+        typer.echo(client.publish(url or DEFAULT_URL, topic, event, data, _sendable(token)))
+
+
+def _sendable(token: str | None) -> str | None:
+    """Raises Misconfigured."""
+    try:
+        return token and clean_token(token)
+    except ValueError as error:
+        raise Misconfigured(f"the token cannot be sent: {error}") from None
+
+
+def _settings_for_command() -> Settings:
+    """Raises Misconfigured. What is doubtful is told in passing."""
+    for unknown in startup.unknown_variables(os.environ):
+        meant = f"; {unknown.nearest} was meant?" if unknown.nearest else ""
+        typer.secho(f"stalecast: nothing reads {unknown.name}{meant}", err=True, fg="yellow")
+    return startup.read_settings()
 
 
 def _publish_into_redis(url: str, settings: Settings, topic: str, event: str, data: dict[str, Any]) -> str:
@@ -307,7 +363,7 @@ def doctor(
         origin = origin and parse_origin(origin)
     except InvalidOrigin as error:
         _fail(str(error))
-    for item in examine(Subject(url, topic, origin, token, idle_s)):
+    for item in examine(Subject(url, topic, origin, _sendable(token), idle_s)):
         match item:
             case Notice(text):
                 typer.echo(text, err=True)
@@ -331,4 +387,4 @@ def _verdict(check: str, outcome: Outcome) -> str:
 @cli.command()
 def schema() -> None:
     """Print the JSON Schema of every event a client may receive."""
-    typer.echo(json.dumps(load_registry(_settings().events_module).json_schema(), indent=2))
+    typer.echo(json.dumps(load_registry(_settings_for_command().events_module).json_schema(), indent=2))

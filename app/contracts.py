@@ -208,15 +208,20 @@ def load_registry(events_module: str | None) -> Registry:
         sys.path.append(os.getcwd())  # as `python -m app` has it, also for the `stalecast` script
     try:
         module = importlib.import_module(events_module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidEventType(
-            f"STALECAST_EVENTS_MODULE={events_module!r} cannot be imported: {error}; "
-            "it must be on the Python path of the server"
+            f"STALECAST_EVENTS_MODULE={events_module!r} cannot be imported: {error!r}; "
+            "it must be the name of a module on the Python path of the server, as `import` takes it"
         ) from error
     register = getattr(module, "register", None)
     if not callable(register):
         raise InvalidEventType(f"module {events_module!r} defines no function `register(registry)`")
-    register(registry)
+    try:
+        register(registry)
+    except InvalidEventType:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InvalidEventType(f"`register` of module {events_module!r} failed: {error!r}") from error
     return registry
 
 

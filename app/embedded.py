@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,9 @@ from app.redis_connection import Address, RedisRefused, RedisUnavailable, connec
 DATA_FOLDER: Final = Path(".stalecast")
 URL_FILE: Final = "redis-url"
 LOCK_FILE: Final = "lock"
+LOG_FILE: Final = "log"
+LAST_WORDS_LINES: Final = 3
+LAST_WORDS_CHARS: Final = 600
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
 
@@ -68,10 +71,11 @@ def recorded_url(folder: Path = DATA_FOLDER) -> str | None:
 async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncGenerator[str, None]:
     """Run the store; the value is its URL. Raises EmbeddedStoreError when it does not start, or when another
     server already uses the folder."""
-    folder.mkdir(exist_ok=True)
-    # Two stores that append to the same files would destroy them. The child inherits the lock, so it is held
-    # as long as either of us lives.
-    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _told_as_trouble(folder):
+        folder.mkdir(exist_ok=True)
+        # Two stores that append to the same files would destroy them. The child inherits the lock, so it is
+        # held as long as either of us lives.
+        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -81,37 +85,62 @@ async def embedded_store(folder: Path = DATA_FOLDER) -> AsyncGenerator[str, None
             f"in another directory, or share the store with REDIS_URL={recorded_url(folder)}"
         ) from None
     # A path in the data folder may be too long for a socket address (108 bytes).
-    runtime = Path(tempfile.mkdtemp(prefix="stalecast-"))
+    with _told_as_trouble(Path(tempfile.gettempdir())):
+        runtime = Path(tempfile.mkdtemp(prefix="stalecast-"))
     url = f"unix://{runtime / 'valkey.sock'}"
     argv = [
         find_server(), "--port", "0", "--unixsocket", str(runtime / "valkey.sock"), "--unixsocketperm", "700",
         "--dir", str(folder.resolve()), "--appendonly", "yes", "--save", "", "--loglevel", "warning",
+        # Our own log is one JSON line an event, and what matters of this one is told below.
+        "--logfile", str(runtime / LOG_FILE),
     ]  # fmt: skip
     try:
-        process = spawn(argv, pass_fds=(lock,))
+        with _told_as_trouble(folder):
+            process = spawn(argv, pass_fds=(lock,))
         try:
-            await _wait_answers(url, process)
-            (folder / URL_FILE).write_text(url + "\n")
+            await _wait_answers(url, process, runtime / LOG_FILE)
+            with _told_as_trouble(folder):
+                (folder / URL_FILE).write_text(url + "\n")
             _log.info("embedded_store_started", server=argv[0], data=str(folder.resolve()), url=url)
             yield url
         finally:
             await end(process, within_s=STOP_TIMEOUT_S)
-            (folder / URL_FILE).unlink(missing_ok=True)
+            with suppress(OSError):
+                (folder / URL_FILE).unlink()
     finally:
         shutil.rmtree(runtime, ignore_errors=True)
         os.close(lock)
 
 
-async def _wait_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+@contextmanager
+def _told_as_trouble(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EmbeddedStoreError(
+            f"the embedded store cannot keep its data in {folder.absolute()}: {error.strerror or error}; "
+            "start the server in a folder where this user may write, or set REDIS_URL"
+        ) from error
+
+
+async def _wait_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     with trio.move_on_after(START_TIMEOUT_S):
         while process.poll() is None:
             if await _answers(url):
                 return
             await trio.sleep(0.02)
     raise EmbeddedStoreError(
-        f"the embedded store did not start (exit status {process.poll()}); its own words are above. "
+        f"the embedded store did not start (exit status {process.poll()}){_last_words(log)}. "
         "Set REDIS_URL to use another Redis"
     )
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace")[-LAST_WORDS_CHARS:].split("\n")
+    except OSError:
+        return "; its own words are above"  # it did not come so far
+    return "; it said: " + " / ".join(list(filter(str.strip, lines))[-LAST_WORDS_LINES:])
 
 
 async def _answers(url: str) -> bool:

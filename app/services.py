@@ -4,7 +4,7 @@ import structlog
 import trio
 
 from app.contracts import load_registry
-from app.redis_connection import Address, Client, RedisUnavailable
+from app.redis_connection import Address, Client, RedisRefused, RedisUnavailable
 from app.serving import Context
 from app.settings import Settings
 from app.streams.hub import Hub
@@ -17,6 +17,12 @@ READINESS_TIMEOUT_S = 1.0
 ABORT_AFTER = 0.9
 
 _log = structlog.get_logger("stalecast.services")
+
+
+def public_reason(error: RedisUnavailable | RedisRefused) -> str:
+    """For anybody to see: the kind of trouble, without addresses, users and Redis's own words, which are in
+    the log."""
+    return getattr(error, "public", "Redis cannot be reached, or cannot answer now")
 
 
 class Services:
@@ -83,8 +89,8 @@ class Services:
                 await self.client.execute("PING")
         except trio.TooSlowError:
             return "redis: no answer"
-        except RedisUnavailable as error:
-            return f"redis: {error}"
+        except (RedisUnavailable, RedisRefused) as error:
+            return f"redis: {public_reason(error)}"
         tail = self.tails.statistics()
         if tail.connected_groups < tail.groups:
             return f"redis: {tail.groups - tail.connected_groups} of {tail.groups} tails are not connected"

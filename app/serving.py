@@ -10,6 +10,7 @@ looks them up at run time, so the same remedies hold under `stalecast serve` and
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateImportUsage=false
 import contextlib
 import gc
+import logging
 import math
 import socket
 import time
@@ -96,7 +97,7 @@ def hypercorn_config(settings: Settings, bind: list[str]) -> Config:
     config.bind = bind
     config.worker_class = "trio"
     config.accesslog = None  # one line at a stream's end, and a copy of os.environ for each: 87 us
-    config.errorlog = "-"
+    config.errorlog = logging.getLogger("hypercorn.error")  # ours, so its lines are like all others
     config.backlog = (
         settings.backlog_limit_connections
     )  # 100 by default: a deploy brings everyone back at once

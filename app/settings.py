@@ -1,9 +1,15 @@
-"""Every knob, with its unit in its name. Read from the environment (STALECAST_*), checked at start-up."""
+"""Every knob, with its unit in its name. Read from the environment (STALECAST_*), checked at start-up.
 
+What a variable alone can get wrong is refused here. app/startup.py looks further: at files, at what does not
+go together, and at variables that are none of these.
+"""
+
+import os
 from functools import cached_property
 from typing import Annotated, Final, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticUseDefault
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cors import ANY, parse_origin
@@ -14,16 +20,29 @@ from app.cors import ANY, parse_origin
 HEARTBEAT_INTERVAL_S: Final = 4.0
 # Longer than this, and proxies and browsers' clients (client.py, client/) may take a silent stream for dead.
 HEARTBEAT_INTERVAL_LONGEST_S: Final = 15.0
+ENV_PREFIX: Final = "STALECAST_"
+# An empty variable is as good as none, save here: no origin at all is something one may want.
+_MEANT_WHEN_EMPTY: Final = "cors_allow_origins"
+# By unit: more than this, or less, is a slip of the pen, and near to where C code overflows. (What is told to
+# a browser in ms may be doubled, and its timer takes 31 bits.)
+_MOST: Final = {"_per_s": 1e6, "_s": 86_400.0, "_ms": 86_400_000, "_bytes": 1 << 44, "": 1_000_000_000}
+_LEAST_S: Final = 0.001
+# What a file or an editor leaves around a token; no header could carry it.
+_BLANKS: Final = " \t\r\n\v\f"
+_LEVEL_NAMES: Final = {"warn": "warning", "critical": "error", "fatal": "error"}
 
 
 class Settings(BaseSettings):
-    """Raises pydantic.ValidationError when a variable cannot be used; the CLI turns that into plain words."""
+    """Raises pydantic.ValidationError when a variable cannot be used, without the variable's value in its
+    text; startup.py turns that into plain words."""
 
     model_config = SettingsConfigDict(
-        env_prefix="STALECAST_",
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
         extra="ignore",
         populate_by_name=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     # -- Redis
@@ -40,7 +59,7 @@ class Settings(BaseSettings):
     # -- publishing
     publish_token: SecretStr | None = Field(None, description="Bearer token of POST /v1/topics/{id}/events.")
     stream_maxlen: int = Field(1000, ge=1, description="Events a topic keeps for replay (XADD MAXLEN ~).")
-    max_event_bytes: int = Field(4096, ge=64, description="Largest event accepted, as JSON.")
+    max_event_bytes: int = Field(4096, ge=64, le=1 << 20, description="Largest event accepted, as JSON.")
     events_module: str | None = Field(
         None, description="Python module whose `register(registry)` adds types."
     )
@@ -70,7 +89,7 @@ class Settings(BaseSettings):
 
     # -- HTTP
     cors_allow_origins: Annotated[list[str], NoDecode] = Field(
-        ["*"],
+        default_factory=lambda: [] if _is_set_to_nothing(_MEANT_WHEN_EMPTY) else ["*"],
         description="Origins that may read streams, separated by commas, and with credentials; `*` for all, "
         "without.",
     )
@@ -79,7 +98,11 @@ class Settings(BaseSettings):
     )
     demo_token: bool = Field(False, description="The token was drawn for the demo page, which may show it.")
     keep_alive_timeout_s: float = Field(
-        75.0, gt=0, description="An idle HTTP connection is closed after this."
+        # Heroku's router keeps its connections 90 s, an AWS load balancer 60 s. Whoever closes first may cut
+        # a request that is on its way, so it should be they.
+        100.0,
+        gt=0,
+        description="An idle HTTP connection is closed after this.",
     )
     request_head_timeout_s: float = Field(
         10.0, gt=0, description="A new connection must send a request in this."
@@ -87,21 +110,58 @@ class Settings(BaseSettings):
     backlog_limit_connections: int = Field(
         4096, ge=1, description="Connections that may wait to be accepted."
     )
-    tls_certfile: str | None = None
-    tls_keyfile: str | None = None
+    tls_certfile: str | None = Field(None, description="PEM: the server's certificate and its chain.")
+    tls_keyfile: str | None = Field(None, description="PEM: its private key, without a passphrase.")
 
     # -- process
     drain_s: float = Field(
         25.0, gt=0, description="Time to send all clients away on SIGTERM (platforms kill at 30)."
     )
     drain_rate_clients_per_s: float = Field(500.0, gt=0, description="Fastest pace of sending clients away.")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What is logged: this, and what is worse."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto`: console on a terminal, else json."
+    )
 
-    @field_validator("redis_url", "publish_token", "events_module", "demo", mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _none_if_empty(cls, value: object) -> object:
-        return None if value == "" else value  # `STALECAST_PUBLISH_TOKEN=` means none, not the empty token
+    def _default_if_blank(cls, value: object, info: ValidationInfo) -> object:
+        # `STALECAST_PUBLISH_TOKEN=` means none, not the empty token; `STALECAST_MAX_CLIENTS=` the default
+        if isinstance(value, str) and not value.strip() and info.field_name != _MEANT_WHEN_EMPTY:
+            raise PydanticUseDefault
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _within_reason(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            name = info.field_name or ""
+            unit = next(unit for unit in _MOST if name.endswith(unit))
+            if value > _MOST[unit]:
+                raise ValueError(f"more than {_MOST[unit]:,.0f} cannot be meant")
+            if unit == "_s" and 0 < value < _LEAST_S:
+                raise ValueError(f"less than {_LEAST_S:g} s cannot be meant")
+        return value
+
+    @field_validator("publish_token", mode="before")
+    @classmethod
+    def _as_sendable(cls, value: object) -> object:
+        return clean_token(value) if isinstance(value, str) else value
+
+    @field_validator("redis_url", "events_module", "tls_certfile", "tls_keyfile", mode="before")
+    @classmethod
+    def _without_line_end(cls, value: object) -> object:
+        return value.strip() if isinstance(value, str) else value  # "$(cat file)", or a file with CRLF
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        name = value.strip().lower()
+        return _LEVEL_NAMES.get(name, name)
 
     @field_validator("cors_allow_origins", mode="before")
     @classmethod
@@ -118,3 +178,23 @@ class Settings(BaseSettings):
     @classmethod
     def _as_browsers_send_them(cls, value: list[str]) -> list[str]:
         return [origin if origin == ANY else parse_origin(origin) for origin in value]
+
+
+def _is_set_to_nothing(name: str) -> bool:
+    variable = ENV_PREFIX + name.upper()
+    return any(key.upper() == variable and not value.strip() for key, value in os.environ.items())
+
+
+def clean_token(text: str) -> str:
+    """The token as a header can carry it: without the line end that `$(cat file)` or a file with CRLF leaves.
+    Raises ValueError, whose text does not hold the token, where one would have to guess what was meant."""
+    token = text.strip(_BLANKS)
+    for position, char in enumerate(token, start=1):
+        if "\ud800" <= char <= "\udfff":
+            raise ValueError(f"character {position} is not UTF-8: save the token as UTF-8, or use ASCII")
+        if not char.isprintable():
+            raise ValueError(
+                f"character {position} cannot be seen or sent (U+{ord(char):04X}): a token is one line of "
+                "printable characters"
+            )
+    return token

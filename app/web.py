@@ -7,11 +7,14 @@ import hashlib
 import hmac
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
+from ipaddress import ip_address
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 from pydantic import BaseModel, Field, RootModel
@@ -29,6 +32,7 @@ from quart_schema import (
 )
 from quart_schema.openapi import OpenAPIProvider
 from quart_trio import QuartTrio
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from app import __version__
@@ -36,7 +40,7 @@ from app.contracts import ContractViolation
 from app.cors import Cors
 from app.publish import InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
-from app.services import Services
+from app.services import Services, public_reason
 from app.serving import Begin, EventStream, StreamConnection, offer_streams
 from app.settings import Settings
 from app.stream_request import PATH_PREFIX, Catchup, StreamRequest, choose_cursor, read_query
@@ -331,12 +335,22 @@ def _authorize(settings: Settings) -> None:
         )
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     expected = settings.publish_token.get_secret_value()
-    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
+    if scheme.lower() != "bearer" or not _is_token(token, expected):
         raise HttpError(
             HTTPStatus.UNAUTHORIZED,
             "send the server's STALECAST_PUBLISH_TOKEN as `Authorization: Bearer <secret>`",
             {"WWW-Authenticate": 'Bearer realm="stalecast"'},
         )
+
+
+def _is_token(received: str, expected: str) -> bool:
+    # Header fields are bytes, which Quart reads as latin-1. Clients write what is not ASCII as UTF-8 (curl,
+    # Go) or as latin-1 (browsers, requests).
+    sent = received.strip(" \t").encode("latin-1", "replace")
+    spellings = [expected.encode()]
+    with suppress(UnicodeEncodeError):
+        spellings.append(expected.encode("latin-1"))
+    return any(hmac.compare_digest(sent, spelling) for spelling in spellings)
 
 
 def _json_object(body: bytes | str) -> dict[str, Any]:
@@ -386,14 +400,34 @@ def _add_pages(app: QuartTrio, services: Services) -> None:
     token = (
         settings.publish_token.get_secret_value() if settings.publish_token and settings.demo_token else None
     )
-    config = {"publishToken": token, "eventTypes": [kind.name for kind in services.registry]}
-    demo = files("app.pages").joinpath("demo.html").read_text()
-    demo = demo.replace("__STALECAST_DEMO__", json.dumps(config).replace("<", "\\u003c"))
+    template = files("app.pages").joinpath("demo.html").read_text()
+
+    def page(token: str | None) -> str:
+        config = {"publishToken": token, "eventTypes": [kind.name for kind in services.registry]}
+        return template.replace("__STALECAST_DEMO__", json.dumps(config).replace("<", "\\u003c"))
+
+    with_token, without = page(token), page(None)
 
     @app.get("/")
     @hide
     async def demo_page() -> Response:
-        return _page(demo)
+        return _page(with_token if _is_from_here(request.headers) else without)
+
+
+# What a proxy adds. Whoever is behind one may be anybody.
+_PROXY_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+
+
+def _is_from_here(headers: Headers) -> bool:
+    """Whether the page was asked for by a name of this machine. A stranger's web page can have its own name
+    lead to 127.0.0.1 (DNS rebinding), and would then read what this machine's user may read."""
+    if any(name in headers for name in _PROXY_FIELDS):
+        return False
+    try:
+        host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
+        return host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _page(html: str) -> Response:
@@ -445,12 +479,12 @@ def _add_errors(app: QuartTrio) -> None:
 
     @app.errorhandler(RedisUnavailable)
     async def of_redis(error: RedisUnavailable) -> Response:
-        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": "1"})
+        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, public_reason(error), {"Retry-After": "1"})
 
     @app.errorhandler(RedisRefused)
     async def of_refusal(error: RedisRefused) -> Response:
         _log.error("redis_refused", error=str(error))
-        return _problem(HTTPStatus.BAD_GATEWAY, str(error))
+        return _problem(HTTPStatus.BAD_GATEWAY, public_reason(error))
 
 
 def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = None) -> Response:
@@ -467,6 +501,8 @@ def _add_cors(app: QuartTrio, settings: Settings) -> None:
 
     @app.after_request
     async def allow(response: Response) -> Response:
+        if "Content-Security-Policy" in response.headers:
+            return response  # a page: for people, and the demo's holds a token
         origin = request.headers.get("Origin")
         headers = dict(cors.headers(origin))
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:

@@ -41,6 +41,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         if name == "REDIS_URL" or name.startswith("STALECAST_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    for name in ("take_over_process", "configure_early_logging"):
+        monkeypatch.setattr(cli, name, lambda: None)  # it is pytest's
 
     def run(*arguments: str, **environment: str) -> Result:
         with monkeypatch.context() as patch:
@@ -201,6 +203,64 @@ def test_publishing_into_the_embedded_store_of_this_folder(
     result = run("publish", "t", "--id", "1", "--reason", "r")
     assert result.status == 1
     assert f"{HOST}:1" in result.err
+
+
+@pytest.mark.parametrize("token", ["se\ncret", "se\x01cret", "se\u200bcret"])
+def test_a_token_that_cannot_be_sent_is_told_and_not_shown(run: Run, token: str) -> None:
+    arguments = ["publish", "t", "--id", "1", "--reason", "r", "--url", f"http://{HOST}:1"]
+    for result in (
+        run(*arguments, "--token", token),
+        run(*arguments, STALECAST_PUBLISH_TOKEN=token),
+        run("doctor", f"http://{HOST}:1", "--token", token),
+    ):
+        assert result.status == 2
+        assert "character 3 cannot be seen or sent" in result.err
+        assert "cret" not in result.err
+
+
+def test_a_token_from_a_file_is_sent_without_its_line_end(run: Run) -> None:
+    script = Script(*[lambda exchange: exchange.answer(201, body=b'{"id": "9-0"}')] * 2)
+    with run_http(script) as server:
+        arguments = ["publish", "t", "--id", "1", "--reason", "r", "--url", server.url]
+        assert run(*arguments, "--token", "a\r\n").status == 0
+        assert run(*arguments, STALECAST_PUBLISH_TOKEN="b\n").status == 0
+    assert script.sent("Authorization") == ["Bearer a", "Bearer b"]
+
+
+def test_a_misspelt_variable_is_told_to_who_publishes(run: Run) -> None:
+    arguments = ["publish", "t", "--id", "1", "--reason", "r", "--url", f"http://{HOST}:1"]
+    result = run(*arguments, STALECAST_PUBLISH_TOKNE="secret")
+    assert "STALECAST_PUBLISH_TOKNE; STALECAST_PUBLISH_TOKEN was meant?" in result.err
+    assert "secret" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["tail"], 2, "topic"),
+        (["tail", "t", "--url", "http://h:99999"], 2, "URL"),
+        (["tail", "t", "--url", "ftp://h"], 2, "http://"),
+        (["tail", "t", "--url", "http://u:p@h"], 2, "user name or password"),
+        (["tail", "", "--url", "http://h"], 2, "topic id"),
+        (["doctor"], 2, "url"),
+        (["doctor", "http://[::1"], 2, "URL"),
+        (["doctor", "http://h", "--idle-s", "-1"], 2, "idle-s"),
+        (["doctor", "http://h", "--idle-s", "soon"], 2, "idle-s"),
+        (["doctor", "http://h", "--topic", "a/b"], 2, "topic id"),
+        (["publish"], 2, "topic"),
+        (["nonsense"], 2, "nonsense"),
+        (["serve", "--nonsense"], 2, "nonsense"),
+        (["schema", "too", "much"], 2, "too"),
+        (["worker"], 2, "stalecast serve"),
+    ],
+)
+def test_wrong_input_gets_plain_words(run: Run, arguments: list[str], status: int, words: str) -> None:
+    result = run(*arguments)
+
+    assert result.status == status
+    told = result.err + result.out  # what serves logs it, in this process to where pytest looks
+    assert words.lower() in told.lower()
+    assert "Traceback" not in told
 
 
 # -- tail

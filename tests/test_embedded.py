@@ -217,6 +217,52 @@ def test_without_any_server_to_embed_the_text_says_what_to_do(folder: Path) -> N
     assert "Traceback" not in output
 
 
+def test_whoever_comes_from_elsewhere_gets_no_demo_and_no_token(folder: Path) -> None:
+    with run_app(folder, redis_url=None, workers=2, arguments=["--host", "0.0.0.0"]) as server:
+        assert server.get("/")[0] == 404
+        connection = HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S)
+        connection.request("POST", "/v1/topics/a/events", b"{}", {"Authorization": "Bearer x"})
+        assert connection.getresponse().status == 403
+        connection.close()
+        assert "embedded_store_for_others" in server.output()
+
+
+def test_a_demo_for_everybody_takes_asking_and_a_token_of_ones_own(folder: Path) -> None:
+    settings = {
+        "STALECAST_DEMO": "true",
+        "STALECAST_PUBLISH_TOKEN": "an operator's own",
+        "STALECAST_DEMO_TOKEN": "true",  # ours alone to say
+    }
+    for arguments in (["--host", "0.0.0.0"], []):
+        with run_app(folder, redis_url=None, settings=settings, arguments=arguments) as server:
+            status, page = server.get("/")
+            assert status == 200
+            assert b"an operator" not in page
+
+
+@pytest.mark.parametrize("in_the_way", [DATA_FOLDER, DATA_FOLDER / "lock", DATA_FOLDER / URL_FILE])
+def test_a_folder_that_cannot_hold_the_store_is_told(folder: Path, in_the_way: Path) -> None:
+    if in_the_way == DATA_FOLDER:
+        (folder / in_the_way).touch()
+    else:
+        (folder / in_the_way).mkdir(parents=True)
+    with run_app(folder, redis_url=None, wait_ready=False) as server:
+        assert server.wait_ended(READ_TIMEOUT_S) == CONFIGURATION_ERROR
+        output = server.output()
+    assert "start the server in a folder where this user may write" in output
+    assert "Traceback" not in output
+
+
+def test_a_store_that_does_not_start_is_told_in_its_own_words(folder: Path) -> None:
+    (folder / DATA_FOLDER / "appendonlydir").mkdir(parents=True)
+    (folder / DATA_FOLDER / "appendonlydir/appendonly.aof.manifest").write_text("garbage\n")
+    with run_app(folder, redis_url=None, wait_ready=False) as server:
+        assert server.wait_ended(READ_TIMEOUT_S) == CONFIGURATION_ERROR
+        output = server.output()
+    told = [json.loads(line) for line in output.splitlines()]  # nothing that is not a line of our own log
+    assert "Invalid AOF manifest" in told[-1]["error"]
+
+
 # -- in this process
 
 

@@ -1,22 +1,39 @@
 """The supervisor and its workers: who ends whom, and what clients see of it."""
 
+import errno
 import json
 import os
+import pty
 import select
+import shlex
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 import trio
 import trio._core._thread_cache
-from servers import HOST, AppServer, RedisServer, redis_client, run_app, run_redis, wait_until
+from servers import (
+    HOST,
+    PROJECT,
+    AppServer,
+    RedisServer,
+    free_port,
+    redis_client,
+    run_app,
+    run_redis,
+    wait_until,
+)
 
 import app.process
 from app.process import Supervisor
@@ -100,9 +117,9 @@ def only(pid: int, others: list[int]) -> Iterator[None]:
 class Stream:
     """A client of topic `a`."""
 
-    def __init__(self, server: AppServer) -> None:
-        self._connection = HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S)
-        self._connection.request("GET", "/v1/sse/a")
+    def __init__(self, connection: HTTPConnection, target: str = "/v1/sse/a") -> None:
+        self._connection = connection
+        self._connection.request("GET", target)
         self._sock = self._connection.sock  # http.client forgets it where the server says it will close
         self._response: HTTPResponse = self._connection.getresponse()
         assert self._response.status == 200
@@ -129,7 +146,7 @@ class Stream:
 
 @contextmanager
 def follow(server: AppServer) -> Iterator[Stream]:
-    stream = Stream(server)
+    stream = Stream(HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S))
     try:
         yield stream
     finally:
@@ -221,6 +238,270 @@ def test_sighup_ends_nothing(server: AppServer) -> None:
         assert len(worker_pids(server)) == 2
 
 
+@pytest.fixture
+def single(redis_server: RedisServer, tmp_path: Path) -> Iterator[AppServer]:
+    settings = {"STALECAST_DRAIN_S": str(DRAIN_S), "STALECAST_DRAIN_RATE_CLIENTS_PER_S": "1"}
+    with run_app(tmp_path, redis_url=redis_server.url, settings=settings) as app_server:
+        yield app_server
+
+
+HABITS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_signals_that_mean_other_things_elsewhere_cut_nobody(
+    request: pytest.FixtureRequest, workers: int, writer: redis.Redis
+) -> None:
+    """The supervisor and each worker: `pkill -HUP -f stalecast` reaches them all."""
+    server: AppServer = request.getfixturevalue("single" if workers == 1 else "server")
+    with follow(server) as stream:
+        for number in HABITS:
+            for pid in [server.pid, *worker_pids(server)]:
+                os.kill(pid, number)
+        wait_until(lambda: len(log_lines(server, "signal_ignored")) >= 4, "they are noticed")
+        wait_until(lambda: bool(log_lines(server, "hangup_ignored")), "it is noticed")
+        event_id = publish(writer)
+        assert stream.read_until(b"id: ") == f"id: {event_id}\n".encode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whatever_says_stop_drains_also_when_said_twice(
+    request: pytest.FixtureRequest, workers: int, number: signal.Signals
+) -> None:
+    server: AppServer = request.getfixturevalue("single" if workers == 1 else "server")
+    with follow(server) as first, follow(server) as second:
+        server.signal(number)
+        wait_until(lambda: bool(log_lines(server, "stopping")), "it is noticed")
+        server.signal(number)
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGHUP)
+        for stream in (first, second):
+            assert b"retry: " in stream.read_clean_end()
+    assert server.wait_ended(DRAIN_S + SOON_S) == 0
+
+
+def test_a_closed_terminal_ends_the_server_with_a_drain(redis_server: RedisServer, tmp_path: Path) -> None:
+    """And a log that nobody takes any more ends nothing before."""
+    with on_terminal(redis_server, tmp_path) as (server, terminal), follow(server) as stream:
+        os.close(terminal)
+        server.signal(signal.SIGHUP)  # what the kernel says to the session of a closed terminal
+        assert b"retry: " in stream.read_clean_end()
+        assert server.wait_ended(SOON_S) == 0
+
+
+@contextmanager
+def on_terminal(redis_server: RedisServer, folder: Path) -> Iterator[tuple[AppServer, int]]:
+    terminal, theirs = pty.openpty()
+    with run_app(folder, redis_url=redis_server.url, wait_ready=False) as server:
+        server.kill()
+        argv = shlex.join(server.argv)
+        server.argv = ["/bin/sh", "-c", f"exec {argv} <{os.ttyname(theirs)} 2>{os.ttyname(theirs)}"]
+        server.start()
+        os.close(theirs)
+        yield server, terminal
+
+
+def test_a_log_on_a_full_disk_ends_nothing(redis_server: RedisServer, tmp_path: Path) -> None:
+    with run_app(tmp_path, redis_url=redis_server.url, wait_ready=False) as server:
+        server.kill()
+        server.argv = ["/bin/sh", "-c", f"exec {shlex.join(server.argv)} 2>/dev/full"]
+        server.start()
+        with follow(server) as stream:
+            server.terminate()
+            assert b"retry: " in stream.read_clean_end()
+        assert server.wait_ended(SOON_S) == 0
+
+
+# -- what is wrong from the start, or becomes so
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"STALECAST_TLS_CERTFILE": "cert.pem"}, "STALECAST_TLS_KEYFILE"),
+        ({"STALECAST_TLS_CERTFILE": "none", "STALECAST_TLS_KEYFILE": "none"}, "STALECAST_TLS_CERTFILE=none"),
+        ({"STALECAST_EVENTS_MODULE": "no_such"}, "STALECAST_EVENTS_MODULE"),
+        ({"STALECAST_MAX_CLIENTS": "many"}, "STALECAST_MAX_CLIENTS"),
+        ({"REDIS_URL": "http://x"}, "REDIS_URL"),
+        ({"PORT": "abc"}, "PORT"),
+        ({"HOST": "nowhere.invalid"}, "HOST"),
+        ({"HOST": "http://127.0.0.1"}, "no address"),
+    ],
+)
+def test_a_wrong_setting_is_told_once_and_not_tried_again(
+    tmp_path: Path, workers: str, environment: dict[str, str], words: str
+) -> None:
+    with run_app(
+        tmp_path, redis_url="redis://127.0.0.1:1", wait_ready=False, settings={"PORT": "0"} | environment
+    ) as server:
+        server.kill()
+        server.argv = [sys.executable, "-m", "app", "serve", "--workers", workers]
+        server.spawn()
+        assert server.wait_ended(SOON_S) == 2
+        (line,) = log_lines(server, "cannot_serve")
+        assert words in str(line["error"])
+        assert "Traceback" not in server.output()
+        assert not log_lines(server, "worker_started")
+
+
+def test_the_number_of_workers_and_the_port_in_use_are_told(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as other:
+        for variables, words in (
+            ({"WEB_CONCURRENCY": "two"}, "WEB_CONCURRENCY"),
+            ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY"),
+            ({"PORT": str(other.getsockname()[1])}, "--port"),
+        ):
+            with run_app(tmp_path, redis_url=None, wait_ready=False, settings=variables) as server:
+                server.kill()
+                server.argv = [sys.executable, "-m", "app", "serve"]
+                server.spawn()
+                assert server.wait_ended(SOON_S) == 2
+                (line,) = log_lines(server, "cannot_serve")
+                assert words in str(line["error"])
+
+
+def test_every_line_of_a_whole_run_is_json(redis_server: RedisServer, tmp_path: Path) -> None:
+    (tmp_path / "own_events.py").write_text(
+        "import logging, threading, warnings\n"
+        "def register(registry):\n"
+        "    warnings.warn('a warning\\nof two lines')\n"
+        "    logging.getLogger('library').error('from %s', 'a library')\n"
+        "    thread = threading.Thread(target=lambda: 1 / 0)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+    )
+    settings = {"STALECAST_EVENTS_MODULE": "own_events", "STALECAST_MAX_CLIENT": "1"}
+    with run_app(tmp_path, redis_url=redis_server.url, workers=2, settings=settings) as server:
+        assert server.get("/healthz")[0] == 200
+        server.terminate()
+        assert server.wait_ended(SOON_S) == 0
+        lines = [json.loads(line) for line in server.output().splitlines()]
+    told = [line["event"] for line in lines]
+    assert "from a library" in told
+    assert any("a warning" in event for event in told)
+    assert [line["name"] for line in lines if line["event"] == "unknown_variable"] == ["STALECAST_MAX_CLIENT"]
+    assert any("ZeroDivisionError" in line.get("exception", "") for line in lines)
+
+
+def test_what_nobody_caught_is_one_line_of_json(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import app.cli\napp.cli.run_worker = None\n")
+    path = os.pathsep.join([str(tmp_path), str(PROJECT)])
+    with run_app(
+        tmp_path, redis_url="redis://127.0.0.1:1", wait_ready=False, settings={"PYTHONPATH": path}
+    ) as server:
+        assert server.wait_ended(SOON_S) == 1
+        line = json.loads(server.output().splitlines()[-1])
+    assert line["event"] == "crashed"
+    assert "TypeError" in line["exception"]
+
+
+# -- a unix socket
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_on_a_unix_socket_serves_drains_and_leaves_no_file(
+    redis_server: RedisServer, writer: redis.Redis, workers: int
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="stalecast-") as folder:
+        path = f"{folder}/http.sock"
+        with run_app(
+            Path(folder),
+            redis_url=redis_server.url,
+            workers=workers,
+            wait_ready=False,
+            arguments=["--uds", path],
+        ) as server:
+            wait_until(lambda: len(log_lines(server, "serving")) == workers, "it serves")
+            assert log_lines(server, "listening")[0]["url"] == f"http://unix:{path}"
+            for target in ("/v1/sse/a", "/v1/sse/a?catchup=all&%20"):  # the short way, and Quart's
+                with follow_unix(path, target) as stream:
+                    event_id = publish(writer)
+                    assert stream.read_until(b"id: ") == f"id: {event_id}\n".encode()
+            with follow_unix(path, "/v1/sse/a") as stream:
+                server.terminate()
+                assert b"retry: " in stream.read_clean_end()
+            assert server.wait_ended(SOON_S) == 0
+        assert not os.path.exists(path)
+        assert "Traceback" not in server.output()
+
+
+def test_a_killed_server_s_socket_file_is_taken_over(redis_server: RedisServer) -> None:
+    with tempfile.TemporaryDirectory(prefix="stalecast-") as folder:
+        path = f"{folder}/http.sock"
+        with run_app(
+            Path(folder), redis_url=redis_server.url, wait_ready=False, arguments=["--uds", path]
+        ) as server:
+            wait_until(lambda: len(log_lines(server, "serving")) == 1, "it serves")
+            server.kill()
+            assert os.path.exists(path)
+            server.spawn()
+            wait_until(lambda: len(log_lines(server, "serving")) == 2, "it serves again")
+            with follow_unix(path, "/v1/sse/a"):
+                pass
+
+
+class UnixConnection(HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=READ_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(READ_TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+@contextmanager
+def follow_unix(path: str, target: str) -> Iterator[Stream]:
+    stream = Stream(UnixConnection(path), target)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+def test_nginx_reaches_a_unix_socket(redis_server: RedisServer, writer: redis.Redis) -> None:
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    with tempfile.TemporaryDirectory(prefix="stalecast-") as folder:
+        os.chmod(folder, 0o755)
+        path, port = f"{folder}/http.sock", free_port()
+        Path(folder, "nginx.conf").write_text(
+            f"daemon off; pid {folder}/pid; error_log stderr;\n"
+            "events {}\n"
+            f"http {{ access_log off; server {{ listen {HOST}:{port}; location / {{\n"
+            f"  proxy_pass http://unix:{path}; proxy_http_version 1.1; proxy_buffering off;\n"
+            "} } }\n"
+        )
+        with run_app(
+            Path(folder), redis_url=redis_server.url, wait_ready=False, arguments=["--uds", path]
+        ) as server:
+            wait_until(lambda: len(log_lines(server, "serving")) == 1, "it serves")
+            proxy = subprocess.Popen([nginx, "-c", f"{folder}/nginx.conf", "-p", folder])
+            try:
+                wait_until(lambda: is_open(port), "nginx listens")
+                stream = Stream(HTTPConnection(HOST, port, timeout=READ_TIMEOUT_S))
+                event_id = publish(writer)
+                assert stream.read_until(b"id: ") == f"id: {event_id}\n".encode()
+                server.terminate()
+                assert b"retry: " in stream.read_clean_end()
+                stream.close()
+            finally:
+                proxy.terminate()
+                proxy.wait()
+
+
+def is_open(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=SOON_S).close()
+    except OSError:
+        return False
+    return True
+
+
 @linux_only
 def test_workers_end_when_their_supervisor_is_killed(server: AppServer) -> None:
     with one_client_each(server) as streams:
@@ -277,6 +558,64 @@ async def test_a_worker_outlives_the_threads_of_its_supervisor(
             await wait_touched(tmp_path, ".alive")
             os.kill(os.getpid(), signal.SIGTERM)
     assert touched(tmp_path, ".pid") == touched(tmp_path, ".alive") == [pid]
+
+
+async def test_a_worker_that_cannot_serve_as_configured_ends_all(tmp_path: Path) -> None:
+    with listening() as listener, trio.fail_after(SOON_S):
+        argv = [sys.executable, "-I", "-S", "-c", "import sys; sys.exit(2)"]
+        assert await Supervisor(2, argv, listener, DRAIN_S).run() == 2
+        assert listener.fileno() == -1
+
+
+async def test_a_worker_that_cannot_be_started_now_is_started_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, tries = app.process.spawn, iter([OSError(errno.EAGAIN, "no processes left"), None])
+
+    def refuse_once(*args: Any, **kwargs: Any) -> Any:
+        if (error := next(tries, None)) is not None:
+            raise error
+        return spawn(*args, **kwargs)
+
+    monkeypatch.setattr(app.process, "spawn", refuse_once)
+    with listening() as listener, trio.fail_after(SOON_S):
+        argv = [sys.executable, "-I", "-S", "-c", _WORKER, str(tmp_path)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Supervisor(1, argv, listener, DRAIN_S).run)
+            await wait_touched(tmp_path, ".pid")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def test_a_mistake_that_comes_later_does_not_end_workers_that_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.process, "HEALTHY_AFTER_S", 0.2)
+    with listening() as listener, trio.fail_after(SOON_S):
+        argv = [sys.executable, "-I", "-S", "-c", _LATE_MISTAKE + _WORKER, str(tmp_path)]
+        statuses: list[int] = []
+
+        async def run() -> None:
+            statuses.append(await Supervisor(2, argv, listener, DRAIN_S).run())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            while len(touched(tmp_path, ".pid")) < 4:  # noqa: ASYNC110 another process makes them
+                await trio.sleep(0.01)
+            assert statuses == []
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert statuses == [0]
+
+
+# The first one serves; all others find themselves misconfigured after a while.
+_LATE_MISTAKE = """
+import os, pathlib, sys, time
+try:
+    os.mkdir(f"{sys.argv[1]}/first")
+except FileExistsError:
+    pathlib.Path(f"{sys.argv[1]}/{os.getpid()}.pid").touch()
+    time.sleep(0.5)
+    sys.exit(2)
+"""
 
 
 async def test_a_worker_that_does_not_end_in_time_is_killed(

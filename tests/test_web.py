@@ -28,7 +28,7 @@ from app.services import Services
 from app.serving import Context
 from app.settings import Settings
 from app.streams.sse import Message, Parser
-from app.web import FULL_RETRY_MS, create_app
+from app.web import FULL_RETRY_MS, _is_token, create_app
 
 TOKEN = "a secret of the operator's choice"
 READ_TIMEOUT_S = 10.0
@@ -506,6 +506,34 @@ async def test_a_body_that_is_no_event_is_refused(
     assert not redis.exists(stream_key("a"))
 
 
+@pytest.mark.parametrize("token", ["grün", "voilà", "Ångström ÿ", "пароль", "鍵", "ä€"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_token_beyond_ascii_matches_however_clients_send_it(token: str, encoding: str) -> None:
+    try:
+        sent = token.encode(encoding)
+    except UnicodeEncodeError:
+        # No client can; one that drops what it cannot write has another token.
+        assert not _is_token(token.encode(encoding, "ignore").decode("latin-1"), token)
+        return
+    for received in (sent, b" " + sent + b"\t"):
+        assert _is_token(received.decode("latin-1"), token)
+    for received in (b"", sent[:-1], sent + b"x", sent + b"\xa0", sent.upper() + sent):
+        assert not _is_token(received.decode("latin-1"), token)
+
+
+def test_a_token_beyond_ascii_comes_through_the_server(redis_server: RedisServer, tmp_path: Path) -> None:
+    settings = {"STALECAST_PUBLISH_TOKEN": "voilà-mes-clés\r\n"}
+    with run_app(tmp_path, redis_url=redis_server.url, settings=settings) as app_server:
+        for sent in ("voilà-mes-clés".encode(), "voilà-mes-clés".encode("latin-1"), b"voila-mes-cles"):
+            connection = HTTPConnection(HOST, app_server.port, timeout=READ_TIMEOUT_S)
+            body = b'{"event": "argument_updated", "data": {"id": "1", "reason": "r"}}'
+            headers = {"Authorization": b"Bearer " + sent}
+            connection.request("POST", "/v1/topics/token/events", body, headers)
+            assert connection.getresponse().status == (401 if sent == b"voila-mes-cles" else 201)
+            connection.close()
+        assert "voil" not in app_server.output()
+
+
 async def test_an_event_beyond_the_limit_is_refused(settings: MakeSettings, redis: redis_py.Redis) -> None:
     large = VALID | {"data": {"id": "1" * 100, "reason": "r"}}
     response = await post(client_of(settings(max_event_bytes=64)), large)
@@ -580,6 +608,45 @@ async def test_readyz_does_not_wait_for_a_redis_that_hangs(settings: MakeSetting
                 response = await client.get("/readyz")
             assert response.status_code == 503
             assert (await response.get_json())["reason"] == "redis: no answer"
+
+
+@pytest.mark.parametrize("password", [None, "wrong"])
+async def test_answers_tell_strangers_nothing_about_redis(
+    settings: MakeSettings, tmp_path: Path, password: str | None
+) -> None:
+    """Neither where it is, nor as whom we come, nor its own words; the log has them."""
+    with run_redis(tmp_path, password=password) as redis:
+        url = f"redis://someuser:somepassword@{HOST}:{redis.port}"
+        if password is None:
+            redis.kill()
+        app = create_app(settings(redis_url=url, redis_timeout_s=0.5))
+        async with app.test_app() as running_app:
+            client = running_app.test_client()
+            answers = [
+                await client.get("/readyz"),
+                await client.get("/v1/topics/a/cursor"),
+                await client.post(
+                    "/v1/topics/a/events",
+                    headers={"Authorization": f"Bearer {TOKEN}"},
+                    json={"event": "argument_updated", "data": {"id": "1", "reason": "r"}},
+                ),
+            ]
+            for response in answers:
+                assert response.status_code in (502, 503)
+                body = await response.get_data(as_text=True)
+                assert "edis" in body
+                for secret in (HOST, str(redis.port), "someuser", "somepassword", "Errno", "refused", "tcp"):
+                    assert secret not in body, body
+
+
+async def test_a_refusal_of_redis_is_told_without_its_words(
+    settings: MakeSettings, redis: redis_py.Redis
+) -> None:
+    redis.set(stream_key("wrong"), "no stream")
+    async with running(settings()) as (client, _):
+        response = await client.get("/v1/topics/wrong/cursor")
+        assert response.status_code == 502
+        assert "Operation against a key" not in (await problem(response))["detail"]
 
 
 async def test_readyz_says_that_the_server_drains(settings: MakeSettings) -> None:
@@ -729,6 +796,34 @@ async def test_the_demo_page_shows_a_token_only_if_it_was_drawn_for_it(settings:
     assert _demo_config(html)["publishToken"] is None
     assert "<b>" not in html
     assert _demo_config(html)["eventTypes"] == ["argument_updated", "reload_required"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ({"Host": "localhost:8000"}, True),
+        ({"Host": "127.0.0.1:8000"}, True),
+        ({"Host": "[::1]:8000"}, True),
+        ({"Host": "stalecast.localhost"}, True),
+        ({"Host": "evil.example:8000"}, False),  # a stranger's name that leads to 127.0.0.1
+        ({"Host": "localhost.evil.example"}, False),
+        ({"Host": "127.0.0.1.evil.example"}, False),
+        ({"Host": "192.168.0.7:8000"}, False),
+        ({"Host": ""}, False),
+        ({"Host": "localhost", "X-Forwarded-For": "1.2.3.4"}, False),
+        ({"Host": "127.0.0.1", "Via": "1.1 proxy"}, False),
+    ],
+)
+async def test_the_demo_page_shows_its_token_to_this_machine_only(
+    settings: MakeSettings, headers: dict[str, str], shown: bool
+) -> None:
+    secret = SecretStr("drawn-for-the-page")
+    client = client_of(settings(demo=True, demo_token=True, publish_token=secret))
+    response = await client.get("/", headers=headers | {"Origin": "https://evil.example"})
+    html = await response.get_data(as_text=True)
+    assert _demo_config(html)["publishToken"] == ("drawn-for-the-page" if shown else None)
+    # Otherwise any page in this machine's browsers could fetch it.
+    assert "Access-Control-Allow-Origin" not in response.headers
 
 
 def _demo_config(html: str) -> dict[str, Any]:
