@@ -1,5 +1,6 @@
 """What is beside the code: a fresh clone, a platform's builder and README's commands find what they need."""
 
+import json
 import os
 import re
 import shlex
@@ -50,7 +51,9 @@ def test_the_procfile_refuses_to_serve_without_a_redis(tmp_path: Path) -> None:
         server.argv = procfile_argv()
         server.spawn()
         assert server.wait_ended(SOON_S) == 2
-        assert "REDIS_URL is not set" in server.output()
+        told = json.loads(server.output().splitlines()[-1])["error"]
+        assert told.startswith("REDIS_URL is not set")
+        assert told.endswith("no two instances would have the same.)"), "in full"
     assert not (tmp_path / ".stalecast").exists()
 
 
