@@ -21,6 +21,8 @@ from app.tls import check_certificate
 # How `serve` tells its workers what they cannot know; not the operator's.
 LISTENER_FD_VARIABLE: Final = "STALECAST_LISTENER_FD"
 DEMO_TOKEN_VARIABLE: Final = "STALECAST_DEMO_TOKEN"  # noqa: S105 a variable's name
+# Where an application finds its server; the example in client/ has it.
+CLIENT_VARIABLE: Final = "STALECAST_URL"
 # What `serve` reads without our prefix, and what people call it.
 _PLATFORM_VARIABLES: Final = {
     "HOST": ("HOST", "BIND", "ADDRESS"),
@@ -79,9 +81,10 @@ class UnknownVariable:
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[UnknownVariable]:
     """Names like ours that are none of ours; of other names only those that miss one of ours by a letter."""
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {LISTENER_FD_VARIABLE}
+    internal = {LISTENER_FD_VARIABLE, DEMO_TOKEN_VARIABLE, CLIENT_VARIABLE}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | internal
     # What was meant, by what may have been written.
-    settings = {name: name for name in known - {LISTENER_FD_VARIABLE, DEMO_TOKEN_VARIABLE}}
+    settings = {name: name for name in known - internal}
     aliases = {ENV_PREFIX + alias: name for name, also in _PLATFORM_VARIABLES.items() for alias in also}
     by_suffix = {name.removeprefix(ENV_PREFIX): meant for name, meant in (settings | aliases).items()}
     for name in sorted(environment):

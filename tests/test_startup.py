@@ -194,7 +194,9 @@ def test_a_misspelt_variable_is_named_with_what_was_meant(name: str, nearest: st
 
 def test_our_own_variables_are_known() -> None:
     names = [f"STALECAST_{name.upper()}" for name in Settings.model_fields]
-    environment = dict.fromkeys([*names, "REDIS_URL", "stalecast_max_clients", "STALECAST_LISTENER_FD"], "1")
+    environment = dict.fromkeys(
+        [*names, "REDIS_URL", "stalecast_max_clients", "STALECAST_LISTENER_FD", "STALECAST_URL"], "1"
+    )
     assert list(unknown_variables(environment)) == []
 
 
