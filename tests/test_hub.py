@@ -110,7 +110,10 @@ async def test_a_client_sent_away_while_a_fan_out_yields_gets_nothing_after_its_
 ):
     browsers = [world.connect() for _ in range(300)]
     await world.settle()
-    sent_away = browsers[-1]
+    (topic,) = world.tails.watched.values()
+    last = list(topic.live)[-1]  # the last to be written to
+    (sent_away,) = (browser for browser in browsers if browser.subscriber is last)
+    browsers.remove(sent_away)
 
     async def send_away() -> None:
         sent_away.subscriber.end()
