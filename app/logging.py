@@ -1,5 +1,8 @@
 """structlog: JSON for machines, colours for a terminal, one line an event.
 
+What peers send ends up here: every value is cut (`cut`), and what they can cause at any rate is told at a
+bounded one (`LimitedLog`).
+
 A process that serves has everything else end here, too: what libraries log, warnings, and exceptions that
 nobody caught.
 """
@@ -8,13 +11,22 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, Final, TextIO
+from weakref import WeakSet
 
 import structlog
 
 from app.settings import ENV_PREFIX, Settings
+
+# Longer than any id, address or error of ours; a client's cursor alone may have 16 kB.
+VALUE_LIMIT_CHARS: Final = 240
+# A traceback quotes what the failing call was given.
+TRACEBACK_LIMIT_CHARS: Final = 16_384
+# What clients can cause is told at once when it is new, and then this often: often enough to see it go on.
+LIMITED_INTERVAL_S: Final = 10.0
 
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -24,6 +36,46 @@ _LEVELS: Final = {
 }
 
 _log = structlog.get_logger("stalecast.process")
+
+
+def cut(text: str, limit_chars: int = VALUE_LIMIT_CHARS) -> str:
+    """What a peer may have sent, for people to read: visible ASCII (the rest escaped, so that no terminal
+    obeys it and no encoding multiplies it), and no longer than `limit_chars` with how much was left out."""
+    if len(text) <= limit_chars and text.isascii() and text.isprintable():
+        return text
+    visible = "".join(
+        # No escape is shorter than what it stands for: what is behind the limit is never looked at.
+        character if character.isascii() and character.isprintable() else ascii(character)[1:-1]
+        for character in text[:limit_chars]
+    )
+    if len(text) <= limit_chars and len(visible) <= limit_chars:
+        return visible
+    left_out = f"... ({len(text)} characters)"
+    return visible[: max(0, limit_chars - len(left_out))] + left_out
+
+
+class OurWords(str):
+    """A text that no peer has a part in, to be logged in full: what an operator has to do."""
+
+    __slots__ = ()
+
+
+def _cut_values(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in line.items():
+        if isinstance(value, str) and not isinstance(value, OurWords):
+            if len(value) > VALUE_LIMIT_CHARS or not value.isascii() or not value.isprintable():
+                line[name] = cut(value)
+        elif isinstance(value, bytes):
+            line[name] = cut(value.decode("latin-1"))
+    return line
+
+
+def _cut_traceback(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    exception: object = line.get("exception")
+    if isinstance(exception, str) and len(exception) > TRACEBACK_LIMIT_CHARS:
+        # The end says what went wrong.
+        line["exception"] = "... " + exception[-TRACEBACK_LIMIT_CHARS:]
+    return line
 
 
 def configure_logging(settings: Settings) -> None:
@@ -37,13 +89,17 @@ def configure_early_logging(environment: Mapping[str, str] = os.environ) -> None
 
 def _configure(log_format: str, level: int) -> None:
     as_json = log_format == "json" or (log_format != "console" and not _is_terminal())
-    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    rendered: list[Any] = (
+        [structlog.processors.format_exc_info, _cut_traceback, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.processors.StackInfoRenderer(), structlog.dev.ConsoleRenderer()]
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if as_json else structlog.processors.StackInfoRenderer(),
-            renderer,
+            _cut_values,
+            *rendered,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _Lines(),
@@ -110,3 +166,56 @@ class _ToStructlog(logging.Handler):
         structlog.get_logger(record.name).log(
             level, text.strip(), logger=record.name, exc_info=record.exc_info or None
         )
+
+
+class LimitedLog:
+    """For warnings that clients can cause as often as they like: of each event the first is logged at once,
+    then one line every `interval_s`, with how many there were since as `times` and the newest one's values.
+
+    `flush_limited_logs` tells what is left when nothing follows; somebody has to call it now and then.
+    """
+
+    def __init__(
+        self,
+        logger: Any,
+        interval_s: float = LIMITED_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._logger = logger
+        self._interval_s = interval_s
+        self._clock = clock
+        # By event, whose names are ours and few: when it was logged last, how often it came since, what with.
+        self._told_s: dict[str, float] = {}
+        self._untold: dict[str, tuple[int, dict[str, Any]]] = {}
+        _limited_logs.add(self)
+
+    def warning(self, event: str, **values: Any) -> None:
+        now_s = self._clock()
+        told_s = self._told_s.get(event)
+        times = self._untold[event][0] + 1 if event in self._untold else 1
+        if told_s is not None and now_s - told_s < self._interval_s:
+            self._untold[event] = (times, values)
+            return
+        self._tell(event, now_s, times, values)
+
+    def flush(self) -> None:
+        """Tell what has been held back for long enough."""
+        now_s = self._clock()
+        for event, (times, values) in list(self._untold.items()):
+            if now_s - self._told_s[event] >= self._interval_s:
+                self._tell(event, now_s, times, values)
+
+    def _tell(self, event: str, now_s: float, times: int, values: dict[str, Any]) -> None:
+        self._untold.pop(event, None)
+        self._told_s[event] = now_s
+        if times > 1:
+            values = {**values, "times": times}
+        self._logger.warning(event, **values)
+
+
+_limited_logs: "WeakSet[LimitedLog]" = WeakSet()
+
+
+def flush_limited_logs() -> None:
+    for limited in list(_limited_logs):
+        limited.flush()
