@@ -11,3 +11,6 @@ class HandlerSettings:
 
     send_timeout_s: float = 30.0
     request_head_timeout_s: float = 10.0
+    connections_limit: int = 1 << 20
+    # With fewer connections than this there cannot be as many streams as the settings allow.
+    crowded_connections: int = 10_000

@@ -17,6 +17,7 @@ import structlog
 import trio
 from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType]
 
+from app import descriptors
 from app.children import end, spawn, wait_exit
 from app.listening import url_of
 from app.redis_connection import Backoff
@@ -96,7 +97,7 @@ def _has_terminal() -> bool:
 
 async def run_worker(settings: Settings, listener: socket.socket) -> int:
     """Serve on `listener` until told to stop, then drain. Returns the process's exit status."""
-    configure(settings)
+    configure(settings, descriptors.prepare(settings))
     app = create_app(settings)
     services: Services = app.extensions["stalecast"]
     url = url_of(listener, is_tls=settings.tls_certfile is not None)

@@ -36,12 +36,13 @@ from quart.utils import encode_headers  # pyright: ignore[reportUnknownVariableT
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from app.contain import report
+from app.descriptors import Connections
 from app.handler_settings import CLOSE_TIMEOUT_S, CONNECTION_STATE_KEY, HandlerSettings
 from app.http2 import Http2
 from app.http11 import Http11, StreamAsked
 from app.settings import Settings
 from app.stream_request import LIMIT_BYTES, NotRead, StreamRequest, read_stream_request
-from app.streams.sse import chunk
+from app.streams.sse import LAST_CHUNK, chunk, unchunk
 from app.streams.wire import AsgiWire, ClientGone, ClientStuck, DirectWire, Wire
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class StreamEndpoint(Protocol):
 
     def fields(self, origin: str | None) -> bytes:
         """The response's header fields that are its own, each with its line end."""
+        ...
+
+    def refuse(self, asked: StreamRequest) -> bytes | None:
+        """While no stream can be opened: the whole body for who asks. None: `open` it."""
         ...
 
     async def open(self, asked: StreamRequest, begin: "Begin") -> "Subscriber | None":
@@ -86,9 +91,11 @@ def _interceptors(app: Quart) -> int:
     return replaced + sum(len(functions) for by_scope in hooks for functions in by_scope.values())
 
 
-def configure(settings: Settings) -> None:
+def configure(settings: Settings, connections_limit: int = HandlerSettings.connections_limit) -> None:
     HandlerSettings.send_timeout_s = settings.stuck_timeout_s
     HandlerSettings.request_head_timeout_s = settings.request_head_timeout_s
+    HandlerSettings.connections_limit = connections_limit
+    HandlerSettings.crowded_connections = min(settings.max_clients, connections_limit)
 
 
 def hypercorn_config(settings: Settings, bind: list[str]) -> Config:
@@ -151,7 +158,7 @@ class Context(WorkerContext):
 
     def __init__(self, max_requests: int | None) -> None:
         super().__init__(max_requests)
-        self.connections: set[ConnectionHandler] = set()
+        self.connections: Connections[ConnectionHandler] = Connections(HandlerSettings.connections_limit)
         Context.current = self
 
     async def wait_terminated(self) -> None:
@@ -196,10 +203,64 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             deadline=trio.current_time() + HandlerSettings.request_head_timeout_s
         )
         self._idle = True
-        self._connections: set[ConnectionHandler] = getattr(context, "connections", set())
+        connections = getattr(context, "connections", None)
+        self._connections: Connections[ConnectionHandler] = (
+            Connections(HandlerSettings.connections_limit) if connections is None else connections
+        )
 
     def __await__(self) -> Generator[Any, Any, None]:
-        return self.run().__await__()
+        is_admitted = self._connections.admit(self)
+        if is_admitted and len(self._connections) < HandlerSettings.crowded_connections:
+            return self.run().__await__()
+        return self._run_crowded(is_admitted=is_admitted).__await__()
+
+    async def _run_crowded(self, *, is_admitted: bool) -> None:
+        """There may be no room for another stream: who asks for one is told so before anything is set up.
+        `is_admitted`: there is room for the connection."""
+        is_served = False
+        try:
+            if not self._turn_away_nowait() and is_admitted:
+                if self.stream_endpoint is not None:
+                    deadline = self._reading.deadline
+                    with self._reading:
+                        await trio.lowlevel.wait_readable(self.stream.socket)
+                    self._reading = trio.CancelScope(deadline=deadline)
+                is_served = not self._turn_away_nowait()
+        except (OSError, trio.ClosedResourceError):
+            pass  # it has left, or had to make room
+        except Exception as error:  # noqa: BLE001 as in `run`
+            report("connection", error)
+        finally:
+            if not is_served:
+                self._connections.discard(self)
+        if is_served:
+            await self.run()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._idle
+
+    def _turn_away_nowait(self) -> bool:
+        """When there is no room: answers a request for a stream that is here already, before anything is set
+        up for it, so that refusing costs far less than serving. Returns whether it has answered."""
+        endpoint = self.stream_endpoint
+        if endpoint is None:
+            return False
+        sock: socket.socket = self.stream.socket._sock
+        try:
+            data = sock.recv(LIMIT_BYTES, socket.MSG_PEEK)
+            asked = read_stream_request(data)
+            body = endpoint.refuse(asked) if isinstance(asked, StreamRequest) else None
+            if body is None or not isinstance(asked, StreamRequest):
+                return False
+            sock.recv(len(data))
+            sock.send(_response_head(endpoint.fields(asked.origin)) + chunk(body) + LAST_CHUNK)
+            sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # it has left
+        return True
 
     async def run(self) -> None:
         """Nothing that this connection does, and no mistake of ours in it, gets further than this: an
@@ -209,7 +270,6 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             # All in this one frame: it is there as long as the stream.
             try:
                 alpn_protocol, transport, is_tls = await self._shake_hands()
-                self._connections.add(self)
                 asked: StreamRequest | bytes | None = b""
                 if self.stream_endpoint is not None:
                     asked = None
@@ -267,8 +327,8 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         wire = DirectWire(self.stream, HandlerSettings.send_timeout_s)
         head = _response_head(endpoint.fields(asked.origin))
 
-        async def begin(first: bytes) -> Wire:
-            await wire.write(b"", memoryview(head + chunk(first)))
+        async def begin(first: bytes, then: bytes = b"") -> Wire:
+            await wire.write(head + chunk(first), then)
             return wire
 
         with contextlib.suppress(ClientGone, ClientStuck):
@@ -454,7 +514,14 @@ def _http_date(seconds: int) -> bytes:
 
 # -- Quart's side
 
-Begin = Callable[[bytes], Awaitable[Wire]]
+
+class Begin(Protocol):
+    """Sends the response's head with the first blocks of its body, and `then`, a chunk as `sse.chunk` makes
+    it; says how the rest is sent."""
+
+    def __call__(self, first: bytes, then: bytes = b"") -> Awaitable[Wire]: ...
+
+
 Open = Callable[[Begin], Awaitable["Subscriber | None"]]
 
 
@@ -486,9 +553,15 @@ class StreamConnection(TrioASGIHTTPConnection):
             "headers": encode_headers(response.headers),
         }
 
-        async def begin(first: bytes) -> Wire:
+        async def begin(first: bytes, then: bytes = b"") -> Wire:
             await send(start)
-            await send({"type": "http.response.body", "body": first, "more_body": True})
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": first + unchunk(then) if then else first,
+                    "more_body": True,
+                }
+            )
             # Hypercorn says nothing when the client has left meanwhile.
             sender: object = getattr(send, "__self__", None)
             if isinstance(sender, HTTPStream) and sender.closed:

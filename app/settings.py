@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     )
     replay_page_events: int = Field(200, ge=1, description="Events that one replay read asks Redis for.")
     window_limit_events: int = Field(256, ge=0, description="Newest events of a topic kept in memory.")
+    windows_limit_mb: int = Field(
+        256, ge=1, description="Memory that the newest events of all topics may take, for each worker."
+    )
     backlog_limit_events: int = Field(
         256, ge=1, description="Events that may wait for a client that is behind."
     )

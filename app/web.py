@@ -38,6 +38,7 @@ from werkzeug.exceptions import HTTPException
 from app import __version__
 from app.contracts import ContractViolation
 from app.cors import Cors
+from app.logging import LimitedLog, cut
 from app.publish import InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services, public_reason
@@ -60,10 +61,13 @@ STREAM_HEADERS: Final = {
 PROBLEM_TYPE: Final = "application/problem+json"
 # When the server is full, a browser's EventSource must not get an error status: it would give up for good.
 FULL_RETRY_MS: Final = 30_000
+# Of an error's text: an application may have many event types, and an unknown one is told of all of them.
+DETAIL_LIMIT_CHARS: Final = 1000
 # Around the event: field names, whitespace, escapes.
 BODY_OVERHEAD: Final = 4
 
 _log = structlog.get_logger("stalecast.web")
+_limited_log = LimitedLog(_log)
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -206,12 +210,21 @@ class Streams:
     def fields(self, origin: str | None) -> bytes:
         return self._fields if origin is None else self._fields_by_origin.get(origin, self._fields)
 
+    def refuse(self, asked: StreamRequest) -> bytes | None:
+        return self._refusal(asked) if self._hub.is_full else None
+
+    def _refusal(self, asked: StreamRequest) -> bytes:
+        _limited_log.warning(
+            "stream_refused", clients=self._hub.clients, hint="as many as STALECAST_MAX_CLIENTS are connected"
+        )
+        return sse.position_block(StreamId.readable(asked.last_event_id), FULL_RETRY_MS)
+
     async def open(self, asked: StreamRequest, begin: Begin) -> Subscriber | None:
         """Raises InvalidTopicId."""
 
-        async def begin_and_log(first: bytes) -> Wire:
+        async def begin_and_log(first: bytes, then: bytes = b"") -> Wire:
             # Not before: clients that leave again before their first byte would fill the log.
-            wire = await begin(first)
+            wire = await begin(first, then)
             log = _log.info if asked.live else _log.debug  # who polls asks every few seconds
             log(
                 "stream_opened", topic=asked.topic_id, cursor=asked.last_event_id,
@@ -223,9 +236,8 @@ class Streams:
             subscriber = Subscriber(
                 self._hub, asked.topic_id, asked.last_event_id, begin_and_log, asked.catchup, live=asked.live
             )
-        except HubFull as error:
-            _log.warning("stream_refused", error=str(error))
-            wire = await begin(sse.position_block(StreamId.readable(asked.last_event_id), FULL_RETRY_MS))
+        except HubFull:
+            wire = await begin(self._refusal(asked))
             await wire.end()
             return None
         return subscriber
@@ -483,12 +495,13 @@ def _add_errors(app: QuartTrio) -> None:
 
     @app.errorhandler(RedisRefused)
     async def of_refusal(error: RedisRefused) -> Response:
-        _log.error("redis_refused", error=str(error))
+        _limited_log.warning("redis_refused", error=str(error))
         return _problem(HTTPStatus.BAD_GATEWAY, public_reason(error))
 
 
 def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = None) -> Response:
-    problem = Problem(title=status.phrase, status=status.value, detail=detail)
+    # What a client sent is quoted in some of them.
+    problem = Problem(title=status.phrase, status=status.value, detail=cut(detail, DETAIL_LIMIT_CHARS))
     return Response(
         problem.model_dump_json(),
         status.value,

@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.streams.hub import Hub
 from app.streams.ids import StreamId
 from app.streams.reading import parse_entries, read_newest
-from app.streams.sse import Message, Parser, chunk
+from app.streams.sse import Message, Parser, chunk, unchunk
 from app.streams.subscriber import Catchup, Subscriber
 from app.streams.tail import Tailed, TailStatistics
 from app.streams.wire import AsgiWire, DirectWire, Wire
@@ -169,7 +169,7 @@ class Browser:
             assert "\ndata: " in f"\n{block}", block
         self.blocks += blocks
 
-    async def begin(self, first: bytes) -> Wire:
+    async def begin(self, first: bytes, then: bytes = b"") -> Wire:
         raise NotImplementedError
 
     def receive(self) -> None:
@@ -234,12 +234,12 @@ class SocketBrowser(Browser):
         self._received = b""
         self.at_end = False
 
-    async def begin(self, first: bytes) -> Wire:
+    async def begin(self, first: bytes, then: bytes = b"") -> Wire:
         assert not self.begun
         self.begun = True
         await self._world.client.at_await()
         with contextlib.suppress(trio.BrokenResourceError):  # as the server: the reader learns of it
-            await self._stream.send_all(chunk(first))
+            await self._stream.send_all(chunk(first) + then)
         await self._world.client.at_await()
         return DirectWire(self._stream, self._stuck_timeout_s)
 
@@ -285,10 +285,10 @@ class AsgiBrowser(Browser):
         self.reads = trio.Event()  # set: it takes what is sent
         self.reads.set()
 
-    async def begin(self, first: bytes) -> Wire:
+    async def begin(self, first: bytes, then: bytes = b"") -> Wire:
         assert not self.begun
         self.begun = True
-        await self._send({"body": first})
+        await self._send({"body": first + unchunk(then) if then else first})
         return AsgiWire(self._send, self._abort, self._stuck_timeout_s)
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -352,11 +352,13 @@ class World:
         await watched.lose(page.stream, forced=forced)
 
     async def open(self, topic: str = "a") -> None:
-        """Have the hub watch a topic, from where it stands now."""
+        """Have the hub watch a topic, from where it stands now. One that nobody has written to is watched for
+        as long as it has a client: that one stays."""
         browser = self.connect(topic=topic)
         await self.settle()
-        browser.disconnect()
-        await self.settle()
+        if self.writer.exists(stream_key(topic)):
+            browser.disconnect()
+            await self.settle()
 
     def connect(
         self,

@@ -14,6 +14,7 @@ own pid. From a Trio test, what takes time (`start`, `kill`, `wait_ended`) goes 
 
 import http.client
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -127,6 +128,7 @@ class Process:
         os.close(descriptor)
         self._output = Path(path)
         self._popen: subprocess.Popen[bytes] | None = None
+        self.hard_limit_descriptors = 0  # 0: what this process has
 
     @property
     def pid(self) -> int:
@@ -161,7 +163,12 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                preexec_fn=self._limit_descriptors if self.hard_limit_descriptors else None,
             )
+
+    def _limit_descriptors(self) -> None:
+        limit = self.hard_limit_descriptors
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 256), limit))
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Raises ServerFailed when it ends instead, or is not ready in time."""
@@ -421,12 +428,14 @@ def run_app(
     wait_ready: bool = True,
     arguments: Sequence[str] = (),
     settings: Mapping[str, str] | None = None,
+    hard_limit_descriptors: int = 0,
 ) -> Iterator[AppServer]:
     """A server that `/readyz` says is ready. Nothing of the surrounding environment reaches its settings.
 
     `redis_url`: None has it bring its embedded store, whose data then lies in `folder`. `port`: 0 picks a
     free one. `settings`: further variables, e.g. `{"STALECAST_RETRY_MS": "500"}`; the drain takes 1 s unless
-    they say otherwise. `wait_ready=False` yields as soon as the process exists. At the end it is asked to
+    they say otherwise. `hard_limit_descriptors`: `ulimit -Hn`.
+    `wait_ready=False` yields as soon as the process exists. At the end it is asked to
     stop, and killed if it does not. Raises ServerFailed.
     """
     server = AppServer(
@@ -436,6 +445,7 @@ def run_app(
         arguments=["--workers", str(workers), *arguments],
         settings={"STALECAST_DRAIN_S": "1", "STALECAST_RETRY_MS": "10", **(settings or {})},
     )
+    server.hard_limit_descriptors = hard_limit_descriptors
     with ExitStack() as stack:
         stack.callback(server.kill)
         if wait_ready:

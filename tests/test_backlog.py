@@ -83,13 +83,12 @@ def test_up_to_the_limit_everything_stays():
     backlog = filled(event(1), event(2), event(3), limit_events=3)
 
     assert [one.id.ms for one in backlog.take(BEGINNING)] == [1, 2, 3]
-    assert backlog.collapsed == 0
 
 
 def test_past_the_limit_it_collapses_to_one_reload_at_the_newest_id():
-    backlog = filled(*(event(number) for number in range(1, 5)), limit_events=3)
+    backlog = Backlog(3)
 
-    assert backlog.collapsed == 1
+    assert [backlog.add(event(number)) for number in range(1, 5)] == [False, False, False, True]
     assert backlog.take(BEGINNING) == [reload_event(at(4), "overflow")]
 
 
@@ -106,15 +105,15 @@ def test_equal_keys_never_overflow():
     backlog = filled(*(event(number, "a") for number in range(1, 1000)), limit_events=1)
 
     assert [one.id.ms for one in backlog.take(BEGINNING)] == [999]
-    assert backlog.collapsed == 0
 
 
 def test_it_never_holds_more_than_the_limit_and_a_reload():
     backlog = Backlog(5)
+    overflows = 0
     for number in range(1, 10_000):
-        backlog.add(event(number))
+        overflows += backlog.add(event(number))
         assert len(backlog) <= 6
-    assert backlog.collapsed > 1
+    assert overflows == 1, "it is the same one until the backlog is taken"
 
 
 # -- reloads

@@ -8,6 +8,7 @@ import trio
 from conftest import World
 from redis import Redis
 from servers import wait_for
+from structlog.testing import capture_logs
 
 from app.contracts import builtin_registry
 from app.publish import publish_topic_event_sync, stream_key
@@ -462,3 +463,171 @@ async def test_a_flush_reaches_every_client(real_world, writer):
     for topic, browser in browsers.items():
         await wait_for(lambda browser=browser: browser.told, 10)
         assert browser.told == [f"{newest[topic]} trimmed"]
+
+
+# -- what anonymous clients can cause
+
+
+async def test_topics_that_nobody_has_written_to_go_with_their_last_client(autojump_clock, world):
+    browsers = [world.connect(topic=f"invented-{number}") for number in range(50)]
+    await world.settle()
+    assert world.hub.statistics().topics == len(world.tails.watched) == 50
+
+    for browser in browsers:
+        browser.disconnect()
+    await world.settle()
+
+    statistics = world.hub.statistics()
+    assert (statistics.topics, statistics.lingering_topics) == (0, 0)
+    assert world.tails.watched == {}
+
+
+@pytest.mark.parametrize("asgi", KINDS)
+async def test_who_only_asks_has_nothing_watched(autojump_clock, world, asgi):
+    for number in range(20):
+        world.publish(1, 2, topic=f"t{number}")
+        answer = world.connect("1-0", topic=f"t{number}", live=False, asgi=asgi)
+        await world.settle()
+        assert answer.told == ["2-0 n2"]
+        assert answer.ended_cleanly is True
+
+    assert world.tails.watched == {}
+    assert world.hub.statistics().topics == 0
+
+
+async def test_who_asks_hears_what_came_since_whoever_else_asks(autojump_clock, world):
+    """Each asks Redis for itself: a topic that is not watched does not move."""
+    world.publish(1)
+    hanging = world.connect("1-0", live=False, asgi=True)
+    hanging.reads = trio.Event()  # it takes nothing, and so stays
+    await world.settle()
+    world.publish(2)
+
+    answer = world.connect("1-0", live=False)
+    await world.settle()
+    follower = world.connect("1-0")
+    await world.settle()
+
+    assert answer.told == follower.told == ["2-0 n2"]
+
+
+async def test_a_topic_that_was_written_to_lingers_for_a_while(autojump_clock, world):
+    world.publish(1)
+    await world.open()
+    assert world.hub.statistics().lingering_topics == 1
+
+    again = world.connect()
+    await world.settle()
+    assert world.hub.statistics().lingering_topics == 0
+    again.disconnect()
+    await trio.sleep(world.settings.topic_linger_s * 1.5)
+
+    assert world.hub.statistics().topics == 0
+    assert world.tails.watched == {}
+
+
+async def test_few_topics_linger_at_a_time(autojump_clock, world, monkeypatch):
+    monkeypatch.setattr(hub_module, "LINGERING_LIMIT_TOPICS", 3)
+    for number in range(10):
+        world.publish(1, topic=f"t{number}")
+        await world.open(f"t{number}")
+
+    assert world.hub.statistics().lingering_topics == 3
+    assert set(world.tails.watched) == {stream_key(f"t{number}") for number in (7, 8, 9)}
+
+
+async def test_a_client_that_leaves_while_its_topic_opens_leaves_nothing(autojump_clock, world):
+    world.publish(1)
+    browser = world.create_browser()
+    browser.subscriber.close()
+    await world.settle()
+
+    assert world.hub.statistics().topics == 0
+    assert world.tails.watched == {}
+
+
+async def test_few_topics_are_opened_at_a_time(autojump_clock, world):
+    under_way, most = 0, 0
+    transaction = world.client.transaction
+
+    async def count(commands):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await trio.sleep(0.01)
+        try:
+            return await transaction(commands)
+        finally:
+            under_way -= 1
+
+    world.client.transaction = count
+    for number in range(300):
+        world.connect(topic=f"invented-{number}")
+    await trio.sleep(2)
+
+    assert most == hub_module.OPENINGS_AT_ONCE
+    assert len(world.tails.watched) == 300
+
+
+async def test_a_cursor_that_is_nowhere_costs_no_page(autojump_clock, make_world):
+    world = await make_world(window_limit_events=0)
+    world.publish(*range(10, 1000, 10))
+    await world.open()
+    asked = []
+    transaction = world.client.transaction
+
+    async def note(commands):
+        asked.extend(command for command in commands if command[0] in ("XRANGE", "XREVRANGE"))
+        return await transaction(commands)
+
+    world.client.transaction = note
+    browsers = [world.connect(f"{number * 10 + 5}-0") for number in range(1, 50)]
+    await world.settle()
+
+    assert all(browser.told == ["990-0 trimmed"] for browser in browsers)
+    assert all(command[2] == command[3] for command in asked), "only whether the entry is there"
+
+
+async def test_a_crowd_with_invented_cursors_does_not_delay_a_replay(autojump_clock, make_world):
+    world = await make_world(window_limit_events=0, replay_page_events=2)
+    world.publish(*range(10, 200, 10))
+    await world.open()
+    transaction = world.client.transaction
+
+    async def be_slow(commands):
+        await trio.sleep(0.1)
+        return await transaction(commands)
+
+    world.client.transaction = be_slow
+    for number in range(1, 1000):
+        world.connect(f"{number * 10 + 5}-0")
+    honest = world.connect("150-0")
+    await trio.sleep(0.1 * 1000 / hub_module.LOOKS_AT_ONCE + 0.5)
+
+    assert honest.told == ["160-0 n160", "170-0 n170", "180-0 n180", "190-0 n190"]
+
+
+async def test_an_overflow_counts_at_once(autojump_clock, make_world):
+    world = await make_world(backlog_limit_events=3, window_limit_events=0)
+    world.publish(1)
+    stuck = world.connect("1-0", asgi=True)
+    await world.settle()
+    stuck.reads = trio.Event()
+
+    await world.publish_and_deliver(*range(2, 20))
+    await world.publish_and_deliver(*range(20, 40))
+
+    statistics = world.hub.statistics()
+    assert statistics.overflows >= 1
+    assert statistics.clients == 1, "it is still there"
+
+
+async def test_malformed_entries_are_told_at_a_bounded_rate(autojump_clock, world):
+    world.connect()
+    await world.settle()
+    with capture_logs() as lines:
+        for number in range(1, 200):
+            world.writer.xadd("topic:events:a", {"payload": "not json"}, id=f"{number}-0")
+        await world.deliver()
+
+    assert len([line for line in lines if line["event"] == "malformed_entry_skipped"]) <= 1

@@ -1,8 +1,10 @@
 """Both wires keep one protocol: every byte in order, a bound on peers that take none, a name for each end."""
 
 import errno
+import itertools
 import os
 import socket
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -63,31 +65,54 @@ def _fill(stream: trio.SocketStream) -> int:
 # -- DirectWire
 
 
-async def test_direct_sends_data_as_one_chunk() -> None:
+async def test_direct_sends_a_chunk_as_it_is() -> None:
     server, client = await _socket_pair()
     async with server, client:
-        await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n")
-        assert await client.receive_some() == b"3\r\n:\n\n\r\n"
+        await DirectWire(server, STUCK_TIMEOUT_S).write(chunk(b":\n"))
+        assert await client.receive_some() == b"2\r\n:\n\r\n"
 
 
-async def test_direct_sends_the_rest_of_a_begun_chunk_before_new_data() -> None:
-    server, client = await _socket_pair()
-    async with server, client:
-        begun = chunk(b"id: 1-0\n\n")
-        os.write(server.socket.fileno(), begun[:5])
-        await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n", memoryview(begun)[5:])
-        expected = begun + chunk(b":\n\n")
-        assert await _read_exactly(client, len(expected)) == expected
-
-
-async def test_direct_sends_no_chunk_for_no_data() -> None:
-    """An empty chunk would end the stream."""
+async def test_direct_sends_what_is_left_of_a_chunk() -> None:
     server, client = await _socket_pair()
     async with client:
         async with server:
-            await DirectWire(server, STUCK_TIMEOUT_S).write(b"", memoryview(b"tail"))
+            await DirectWire(server, STUCK_TIMEOUT_S).write(memoryview(b"the tail")[4:])
         assert await _read_exactly(client, 4) == b"tail"
         assert await client.receive_some() == b""
+
+
+@pytest.mark.parametrize("free_bytes", [0, 1, 50, 1000, 1 << 20])
+async def test_direct_sends_two_chunks_one_after_the_other(free_bytes: int) -> None:
+    server, client = await _socket_pair()
+    first, then = chunk(b"a" * 500), chunk(os.urandom(LARGE_BYTES))
+    async with server, client, trio.open_nursery() as nursery:
+        filled = 0
+        if free_bytes < LARGE_BYTES:
+            filled = _fill(server)
+            await _read_exactly(client, free_bytes)
+        nursery.start_soon(DirectWire(server, STUCK_TIMEOUT_S).write, first, then)
+        await trio.testing.wait_all_tasks_blocked()
+        expected = b"x" * max(0, filled - free_bytes) + first + then
+        assert await _read_exactly(client, len(expected)) == expected
+
+
+async def test_direct_copies_nothing_of_what_it_waits_with(autojump_clock: trio.testing.MockClock) -> None:
+    shared = chunk(os.urandom(LARGE_BYTES))
+    pairs = [await _socket_pair() for _ in range(20)]
+    wires = [DirectWire(server, STUCK_TIMEOUT_S) for server, _ in pairs]
+    async with trio.open_nursery() as nursery:
+        tracemalloc.start()
+        try:
+            for wire in wires:
+                nursery.start_soon(wire.write, b"head", shared)
+            await trio.testing.wait_all_tasks_blocked()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            nursery.cancel_scope.cancel()
+    for stream in itertools.chain(*pairs):
+        await stream.aclose()
+    assert held < LARGE_BYTES
 
 
 async def test_direct_continues_after_short_writes() -> None:
@@ -95,7 +120,7 @@ async def test_direct_continues_after_short_writes() -> None:
     data = os.urandom(LARGE_BYTES)
     expected = chunk(data)
     async with server, client, trio.open_nursery() as nursery:
-        nursery.start_soon(DirectWire(server, STUCK_TIMEOUT_S).write, data)
+        nursery.start_soon(DirectWire(server, STUCK_TIMEOUT_S).write, expected)
         await trio.testing.wait_all_tasks_blocked()
         assert await _read_exactly(client, len(expected)) == expected
 
@@ -144,7 +169,7 @@ async def test_direct_lets_a_slow_client_take_its_time(autojump_clock: trio.test
     async with server, client:
         started_s = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(DirectWire(server, STUCK_TIMEOUT_S).write, data)
+            nursery.start_soon(DirectWire(server, STUCK_TIMEOUT_S).write, expected)
             assert await read_slowly() == expected
         assert trio.current_time() - started_s > 2 * STUCK_TIMEOUT_S
 
@@ -154,7 +179,7 @@ async def test_direct_raises_gone_when_the_peer_has_closed() -> None:
     async with server:
         await client.aclose()
         with pytest.raises(ClientGone):
-            await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n")
+            await DirectWire(server, STUCK_TIMEOUT_S).write(chunk(b":\n\n"))
 
 
 async def test_direct_raises_gone_when_the_server_has_closed() -> None:
@@ -163,7 +188,7 @@ async def test_direct_raises_gone_when_the_server_has_closed() -> None:
         wire = DirectWire(server, STUCK_TIMEOUT_S)
         await server.aclose()
         with pytest.raises(ClientGone):
-            await wire.write(b":\n\n")
+            await wire.write(chunk(b":\n\n"))
 
 
 async def test_direct_raises_gone_when_closed_while_it_waits(nursery: trio.Nursery) -> None:
@@ -172,7 +197,7 @@ async def test_direct_raises_gone_when_closed_while_it_waits(nursery: trio.Nurse
 
     async def write() -> None:
         with pytest.raises(ClientGone):
-            await DirectWire(server, STUCK_TIMEOUT_S).write(b":\n\n")
+            await DirectWire(server, STUCK_TIMEOUT_S).write(chunk(b":\n\n"))
         raised.set()
 
     async with client:
@@ -200,7 +225,7 @@ async def test_direct_never_writes_to_the_next_owner_of_its_descriptor() -> None
             with pytest.raises(OSError, match="Bad file descriptor"):
                 wire.send_nowait(b"id: 1-0\n\n")
             with pytest.raises(ClientGone):
-                await wire.write(b"id: 1-0\n\n")
+                await wire.write(chunk(b"id: 1-0\n\n"))
             with pytest.raises(BlockingIOError):
                 reader.recv(1)
 
@@ -302,7 +327,7 @@ async def test_asgi_sends_data_unframed_and_keeps_the_body_open() -> None:
         sent.append(message)
 
     wire = _asgi_wire(send)
-    await wire.write(b":\n\n")
+    await wire.write(chunk(b":\n\n"))
     assert sent == [{"type": "http.response.body", "body": b":\n\n", "more_body": True}]
     assert wire.send_nowait is None, "nothing may be written past the server"
 
@@ -317,18 +342,21 @@ async def test_asgi_ends_the_body() -> None:
     assert sent == [{"type": "http.response.body", "body": b"", "more_body": False}]
 
 
-async def test_asgi_sends_no_message_for_no_data() -> None:
-    async def send(message: dict[str, Any]) -> None:
-        raise AssertionError(message)
+async def test_asgi_sends_two_chunks_as_one_message() -> None:
+    sent: list[dict[str, Any]] = []
 
-    await _asgi_wire(send).write(b"")
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await _asgi_wire(send).write(chunk(b"one\n"), chunk(b"two\r\n\n"))
+    assert [message["body"] for message in sent] == [b"one\ntwo\r\n\n"]
 
 
 async def test_asgi_waits_for_a_slow_send(autojump_clock: trio.testing.MockClock) -> None:
     async def send(message: dict[str, Any]) -> None:
         await trio.sleep(STUCK_TIMEOUT_S * 0.9)
 
-    await _asgi_wire(send).write(b":\n\n")
+    await _asgi_wire(send).write(chunk(b":\n\n"))
 
 
 async def test_asgi_raises_stuck_when_send_stands_still(autojump_clock: trio.testing.MockClock) -> None:
@@ -337,7 +365,7 @@ async def test_asgi_raises_stuck_when_send_stands_still(autojump_clock: trio.tes
 
     started_s = trio.current_time()
     with pytest.raises(ClientStuck):
-        await _asgi_wire(send).write(b":\n\n")
+        await _asgi_wire(send).write(chunk(b":\n\n"))
     assert trio.current_time() - started_s == pytest.approx(STUCK_TIMEOUT_S)
 
 
@@ -348,7 +376,7 @@ async def test_asgi_raises_gone_when_send_says_that_the_connection_is_closed() -
         raise OSError(errno.EPIPE, "closed")
 
     with pytest.raises(ClientGone):
-        await _asgi_wire(send).write(b":\n\n")
+        await _asgi_wire(send).write(chunk(b":\n\n"))
 
 
 async def test_asgi_abort_is_the_servers() -> None:

@@ -11,7 +11,7 @@ from app.streams.ids import StreamId
 class Backlog:
     """Bounded by `limit_events`; never refuses."""
 
-    __slots__ = ("_events", "_in_doubt", "_limit", "_overflowed", "_reload", "_reload_forced", "collapsed")
+    __slots__ = ("_events", "_in_doubt", "_limit", "_overflowed", "_reload", "_reload_forced")
 
     def __init__(self, limit_events: int) -> None:
         self._limit = limit_events
@@ -21,7 +21,6 @@ class Backlog:
         self._reload_forced = False
         self._overflowed = False
         self._in_doubt = False
-        self.collapsed = 0
 
     def __len__(self) -> int:
         return len(self._events or ()) + (self._reload is not None)
@@ -36,17 +35,25 @@ class Backlog:
         """The hub lost events, but the subscriber may stand past the gap: its own position decides."""
         return self._in_doubt
 
-    def add(self, event: Event) -> None:
+    @property
+    def went_back(self) -> bool:
+        """The stream itself went back, and the reload that tells so waits here."""
+        return self._reload is not None and self._reload_forced
+
+    def add(self, event: Event) -> bool:
+        """Returns whether it overflows with this one."""
         if self._events is None:
             self._events = {}
         key = event.id if event.conflation_key is None else event.conflation_key
         self._events.pop(key, None)  # re-inserted at the end: order is by the newest id
         self._events[key] = event
-        if len(self._events) > self._limit:
-            self.collapsed += 1
-            self._events = None
-            self._overflowed = self._reload is None or self._overflowed
-            self._reload = reload_event(event.id, "overflow")
+        if len(self._events) <= self._limit:
+            return False
+        self._events = None
+        was_complete = self._reload is None
+        self._overflowed |= was_complete
+        self._reload = reload_event(event.id, "overflow")
+        return was_complete
 
     def replace_by_reload(self, event: Event, *, forced: bool) -> None:
         """The topic lost events: whatever waits here is covered by reloading.

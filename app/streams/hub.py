@@ -7,6 +7,8 @@ every await each event is either written, or in the window, or in a backlog. Onl
 between live and waiting.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import length_hint
 from typing import TYPE_CHECKING, Final
@@ -15,6 +17,7 @@ import structlog
 import trio
 
 from app.contracts import ContractViolation, Registry
+from app.logging import LimitedLog, flush_limited_logs
 from app.publish import stream_key
 from app.redis_connection import Backoff, Client, RedisRefused, RedisUnavailable
 from app.settings import Settings
@@ -33,9 +36,18 @@ if TYPE_CHECKING:
 # A write costs about 6 us, nearly all of it the kernel's, and a turn of the other tasks about 150 us: they
 # get one after this many writes.
 WRITES_BETWEEN_YIELDS: Final = 1024
-WINDOWS_LIMIT_BYTES: Final = 256 << 20
-# Replays that read Redis at the same time: bounds their memory (each holds one page) and Redis's work.
-REPLAYS_AT_ONCE: Final = 64
+# Of each kind of work for Redis, how much goes on at the same time. Whoever asks for one waits for others who
+# ask for the same kind, and for nobody else: a crowd with invented topics or cursors does not delay a replay.
+# All of them go over one connection, so more would not be faster.
+OPENINGS_AT_ONCE: Final = 32
+LOOKS_AT_ONCE: Final = 32
+REPLAYS_AT_ONCE: Final = 64  # each holds a page
+# What decides what a compact replay leaves out: each holds one id and one key for every event of the stream.
+SURVEYS_AT_ONCE: Final = 8
+# Topics without clients that are still read: each costs Redis about 1 us at every read of its group, and
+# memory for its window.
+LINGERING_LIMIT_TOPICS: Final = 1024
+BYTES_PER_MB: Final = 1_000_000
 # Of the drain time; the rest is for the last ones to take their goodbye.
 DRAIN_SLOTS_SHARE: Final = 0.7
 # The heartbeat task looks at everyone this often in one interval, so a silent stream waits at most 1/15
@@ -45,6 +57,7 @@ LOOKS_PER_INTERVAL: Final = 15
 _HEARTBEAT_CHUNK: Final = chunk(HEARTBEAT)
 
 _log = structlog.get_logger("stalecast.hub")
+_limited_log = LimitedLog(_log)
 
 
 class HubFull(Exception):
@@ -54,6 +67,7 @@ class HubFull(Exception):
 @dataclass(frozen=True, slots=True)
 class HubStatistics:
     topics: int
+    lingering_topics: int
     clients: int
     live_clients: int
     events: int
@@ -70,12 +84,14 @@ class Topic:
     """One watched topic. The tail sees it as a `Tailed`, subscribers through `position` and `window`."""
 
     __slots__ = (
-        "_hub", "_order", "added_at_position", "empty_since_s", "epoch", "fanning_out", "key",
+        "_hub", "_order", "added_at_position", "epoch", "fanning_out", "is_watched", "key",
         "last_fanout_s", "live", "name", "opened", "position", "refused", "waiting", "window",
     )  # fmt: skip
 
-    def __init__(self, hub: "Hub", name: str) -> None:
+    def __init__(self, hub: "Hub", name: str, *, is_watched: bool) -> None:
+        """`is_watched`: the tail reads it. Otherwise it is how the stream stood when one client asked."""
         self._hub = hub
+        self.is_watched = is_watched
         self.name = name
         self.key = stream_key(name)
         self.position = BEGINNING
@@ -91,7 +107,6 @@ class Topic:
         self.window = Window(BEGINNING, 0, hub.budget)
         self.fanning_out = False
         self.last_fanout_s = 0.0
-        self.empty_since_s = trio.current_time()
 
     def open(self, page: Page) -> None:
         """Start from where the stream stands."""
@@ -100,6 +115,7 @@ class Topic:
         self.added_at_position = stream.entries_added
         base = BEGINNING if stream.is_unwritten else stream.position
         self.window = Window(base, self._hub.settings.window_limit_events, self._hub.budget)
+        self.window.backfilled = not self.is_watched  # for one client that would be more than it asks for
         self.opened = True
         for subscriber in self.waiting:
             subscriber.wake()
@@ -115,6 +131,8 @@ class Topic:
     def agrees_with(self, stream: Snapshot, known: StreamId) -> bool:
         """Whether a look at the stream fits what the hub believed before it: that the topic stood at `known`.
         If not, the stream went back (flushed, failed over, restored) and the tail has yet to see it."""
+        if not self.is_watched:
+            return True  # nobody else will be told anything
         return stream.epoch == self.epoch and (known.is_origin or stream.last_generated >= known)
 
     # -- the tail's side
@@ -125,13 +143,15 @@ class Topic:
         self.window.append(events)
         for subscriber in self.waiting:
             for event in events:
-                subscriber.backlog.add(event)
+                if subscriber.backlog.add(event):
+                    self._hub.overflows += 1
+                    _limited_log.warning("client_overflowed", topic=self.name, at=str(event.id))
             subscriber.wake()
         if events:
             await self._fan_out(events)
 
     async def lose(self, stream: Snapshot, *, forced: bool) -> None:
-        _log.warning(
+        _limited_log.warning(
             "topic_lost_continuity",
             topic=self.name,
             at=str(self.position),
@@ -240,8 +260,11 @@ class Hub:
         self.settings = settings
         self.client = client
         self.tails = tails
-        self.budget = Budget(WINDOWS_LIMIT_BYTES)
+        self.budget = Budget(settings.windows_limit_mb * BYTES_PER_MB)
+        self.openings = trio.CapacityLimiter(OPENINGS_AT_ONCE)
+        self.looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
         self.replays = trio.CapacityLimiter(REPLAYS_AT_ONCE)
+        self.surveys = trio.CapacityLimiter(SURVEYS_AT_ONCE)
         self.draining = False
         self.clients = 0
         self.events = 0
@@ -251,12 +274,19 @@ class Hub:
         self.stuck_clients = 0
         self._registry = registry
         self._topics: dict[str, Topic] = {}
+        # Each as one client who wanted no more than an answer has found it: gone with that client.
+        self._asked_for: set[Topic] = set()
+        # Topics without clients, by when the last one left: still read, so that whoever comes back finds the
+        # window, and so that a rollback is noticed.
+        self._lingering: dict[Topic, float] = {}
         self._nursery: trio.Nursery | None = None
+        self._looks: dict[tuple[Topic, StreamId], trio.Event] = {}
         self._backfills: dict[Topic, trio.Event] = {}
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(
-            topics=len(self._topics),
+            topics=len(self._topics) + len(self._asked_for),
+            lingering_topics=len(self._lingering),
             clients=self.clients,
             live_clients=sum(len(topic.live) for topic in self._topics.values()),
             events=self.events,
@@ -278,50 +308,96 @@ class Hub:
 
     # -- joining and leaving
 
-    def join(self, topic_id: str, subscriber: "Subscriber") -> Topic:
+    def join(self, topic_id: str, subscriber: "Subscriber", *, live: bool) -> Topic:
         """Register first, ask questions later: from now on nothing that is read passes the subscriber by.
-        Raises HubFull or InvalidTopicId."""
-        if self.clients >= self.settings.max_clients:
+        `live`: it will follow. Raises HubFull or InvalidTopicId."""
+        if self.is_full:
             raise HubFull(f"{self.clients} clients are connected (STALECAST_MAX_CLIENTS)")
         topic = self._topics.get(topic_id)
         if topic is None:
             assert self._nursery is not None, "Hub.run has not started"
-            topic = self._topics[topic_id] = Topic(self, topic_id)
+            topic = Topic(self, topic_id, is_watched=live)
+            if live:
+                self._topics[topic_id] = topic
+            else:
+                self._asked_for.add(topic)
             self._nursery.start_soon(self._open, topic)
+        elif self._lingering.pop(topic, None) is not None:
+            self.budget.set_idle(topic.window, idle=False)
         topic.waiting.add(subscriber)
         self.clients += 1
         return topic
+
+    @property
+    def is_full(self) -> bool:
+        return self.clients >= self.settings.max_clients
 
     def leave(self, topic: Topic, subscriber: "Subscriber") -> None:
         self.clients -= 1
         topic.drop_live(subscriber)
         topic.waiting.discard(subscriber)
-        if not topic.live and not topic.waiting:
-            topic.empty_since_s = trio.current_time()
+        if topic.live or topic.waiting or not topic.opened or topic.refused is not None:
+            return  # one that is being opened is looked at when it is open
+        if not topic.is_watched or topic.position.is_origin:
+            # Anybody can name topics that nobody has ever written to.
+            self.forget(topic)
+            return
+        self._lingering[topic] = trio.current_time()
+        self.budget.set_idle(topic.window, idle=True)
+        if len(self._lingering) > LINGERING_LIMIT_TOPICS:
+            self.forget(next(iter(self._lingering)))
 
     def forget(self, topic: Topic) -> None:
         if self._topics.get(topic.name) is topic:
             del self._topics[topic.name]
+        self._asked_for.discard(topic)
+        self._lingering.pop(topic, None)
         topic.window.reset(BEGINNING)
-        self.tails.unwatch(topic)
+        if topic.is_watched:
+            self.tails.unwatch(topic)
+
+    def _all_topics(self) -> list[Topic]:
+        return [*self._topics.values(), *self._asked_for]
 
     async def _open(self, topic: Topic) -> None:
         backoff = Backoff()
-        while True:
+        while topic.waiting:
             try:
-                page = await read_newest(self.client, topic.key, 0)
+                async with self.openings:
+                    page = await read_newest(self.client, topic.key, 0)
             except RedisUnavailable:
-                if not topic.waiting:
-                    self.forget(topic)
-                    return
                 await trio.sleep(backoff.next_s())
             except RedisRefused as error:
                 await topic.refuse(error)
                 return
             else:
+                if not topic.waiting:
+                    break
                 topic.open(page)
-                self.tails.watch(topic)
+                if topic.is_watched:
+                    self.tails.watch(topic)
                 return
+        self.forget(topic)
+
+    @contextmanager
+    def looking(self, topic: Topic, cursor: StreamId) -> Generator[None]:
+        """Around a look at whether `cursor` is in the stream, and what follows from it for the window."""
+        key = (topic, cursor)
+        if key in self._looks:
+            yield
+            return
+        done = self._looks[key] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._looks[key]
+            done.set()
+
+    async def wait_looked(self, topic: Topic, cursor: StreamId) -> None:
+        """If somebody looks for the same cursor just now, wait until that is over: nobody else need look
+        then, unless the window still does not know the cursor."""
+        if (under_way := self._looks.get((topic, cursor))) is not None:
+            await under_way.wait()
 
     async def wait_backfilled(self, topic: Topic) -> None:
         """Fetch what Redis holds from before the window, once for all who ask at the same time.
@@ -356,7 +432,7 @@ class Hub:
                 events.append(from_entry(event_id, fields, self._registry, self.settings.max_event_bytes))
             except ContractViolation as violation:
                 self.malformed_entries += 1
-                _log.warning(
+                _limited_log.warning(
                     "malformed_entry_skipped", topic=topic.name, id=str(event_id), error=str(violation)
                 )
         return events
@@ -369,14 +445,9 @@ class Hub:
             await trio.sleep(interval_s / LOOKS_PER_INTERVAL)
             due_before_s = trio.current_time() - interval_s
             until_yield = WRITES_BETWEEN_YIELDS
-            for topic in list(self._topics.values()):
-                if not topic.live and not topic.waiting:
-                    if (
-                        topic.empty_since_s < trio.current_time() - self.settings.topic_linger_s
-                        and topic.opened
-                    ):
-                        self.forget(topic)
-                    continue
+            flush_limited_logs()
+            self._forget_lingering()
+            for topic in self._all_topics():
                 for subscriber in topic.waiting:
                     if subscriber.last_write_s <= due_before_s:
                         subscriber.owes_heartbeat = True
@@ -395,6 +466,14 @@ class Hub:
                         until_yield = WRITES_BETWEEN_YIELDS
                         await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
+
+    def _forget_lingering(self) -> None:
+        left_before_s = trio.current_time() - self.settings.topic_linger_s
+        while self._lingering:
+            topic, left_s = next(iter(self._lingering.items()))
+            if left_s >= left_before_s:
+                return
+            self.forget(topic)
 
     @staticmethod
     def _write_heartbeat(topic: Topic, subscriber: "Subscriber", send_nowait: SendNowait) -> None:
@@ -415,7 +494,7 @@ class Hub:
         sent away at once. Returns when the last was told, not when the last is gone."""
         self.draining = True
         subscribers = [
-            subscriber for topic in self._topics.values() for subscriber in [*topic.live, *topic.waiting]
+            subscriber for topic in self._all_topics() for subscriber in [*topic.live, *topic.waiting]
         ]
         rate = max(self.settings.drain_rate_clients_per_s, len(subscribers) / (DRAIN_SLOTS_SHARE * drain_s))
         started_s = trio.current_time()

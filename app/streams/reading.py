@@ -61,6 +61,19 @@ async def read_after(client: Client, key: str, after: StreamId, limit_events: in
     )
 
 
+async def read_at(client: Client, key: str, at: StreamId) -> Page:
+    """Whether an entry with that id is there, and only that entry: a cursor that is nowhere costs no page.
+
+    Raises RedisUnavailable or RedisRefused.
+    """
+    position = bytes(at.read_after)
+    epoch, info, found = await client.transaction(
+        [EPOCH_COMMAND, snapshot_command(key), ("XRANGE", key, position, position)]
+    )
+    entries = parse_entries(found)
+    return Page(parse_snapshot(info, await _epoch(client, epoch)), bool(entries), entries)
+
+
 async def read_newest(client: Client, key: str, limit_events: int) -> Page:
     """The newest entries. `entry_present` is False. Raises RedisUnavailable or RedisRefused."""
     commands: list[Command] = [EPOCH_COMMAND, snapshot_command(key)]

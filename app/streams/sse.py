@@ -49,6 +49,11 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def unchunk(frame: bytes) -> bytes:
+    """What `chunk` has framed, for whom something else frames it."""
+    return frame[frame.index(b"\n") + 1 : -2]
+
+
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 # Beyond any patience, and below where int() refuses.

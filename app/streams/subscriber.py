@@ -6,12 +6,14 @@ to catch up again, or to go.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar, assert_never
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar, assert_never
 
 import structlog
 import trio
 
+from app.logging import LimitedLog
 from app.redis_connection import Backoff, RedisRefused, RedisUnavailable
 from app.stream_request import Catchup
 from app.streams import sse
@@ -19,12 +21,18 @@ from app.streams.backlog import Backlog
 from app.streams.event import Event
 from app.streams.hub import Hub, Topic
 from app.streams.ids import StreamId
-from app.streams.reading import Page, read_after
+from app.streams.reading import Page, read_after, read_at
 from app.streams.resume import Live, Reload, Replay, decide
+from app.streams.sse import chunk
+from app.streams.survey import Survey, Survivors
+from app.streams.window import SLICE_BYTES, Piece
 from app.streams.wire import ClientGone, ClientStuck, Wire
 
-# What a client's own task sends at once: bounds the memory of a slow one.
-WRITE_LIMIT_BYTES: Final = 1 << 16
+# What Redis is asked for at once for a client that takes all it gets; another gets a slice at a time.
+PAGE_LIMIT_BYTES: Final = 4 * SLICE_BYTES
+# Of an event whose size is not known yet, and what its id and names add in the block.
+UNKNOWN_ENTRY_BYTES: Final = 512
+ENTRY_OVERHEAD_BYTES: Final = 30
 # How long a look at the stream may contradict the hub before the look is believed: the tail needs one read,
 # after a reconnect if it comes to that.
 DISAGREEMENT_LIMIT_S: Final = 30.0
@@ -32,11 +40,19 @@ DISAGREEMENT_LOOK_S: Final = 0.02
 # A client sent away because its topic cannot be read comes back this much later than usual.
 REFUSED_RETRY_FACTOR: Final = 10
 
+_HEARTBEAT_CHUNK: Final = chunk(sse.HEARTBEAT)
+
 _log = structlog.get_logger("stalecast.stream")
+_limited_log = LimitedLog(_log)
 
 T = TypeVar("T")
-# Sends the response's head with the first bytes of its body, and says how the rest is sent.
-Begin = Callable[[bytes], Awaitable[Wire]]
+
+
+class Begin(Protocol):
+    """Sends the response's head with the first blocks of its body, and `then`, a chunk or nothing; says how
+    the rest is sent."""
+
+    def __call__(self, first: bytes, then: bytes = b"") -> Awaitable[Wire]: ...
 
 
 class _SentAway(Exception):
@@ -80,7 +96,7 @@ class Subscriber:
         self.owes_heartbeat = False
         self.last_write_s = self._opened_s = trio.current_time()
         self.position = StreamId(0, 0)
-        self._topic: Topic = hub.join(topic_id, self)
+        self._topic: Topic = hub.join(topic_id, self, live=live)
 
     # -- called by the hub and by the server, never waiting
 
@@ -134,7 +150,6 @@ class Subscriber:
         if self._closed:
             return
         self._closed = True
-        self._hub.overflows += self.backlog.collapsed
         self._hub.leave(self._topic, self)
         if self._wire is None:
             return  # it left before its first byte, and nobody was told that it had come
@@ -153,6 +168,7 @@ class Subscriber:
         except ClientStuck:
             outcome = "stuck"
             self._hub.stuck_clients += 1
+            _limited_log.warning("client_stuck", topic=self._topic.name)
             if self._wire is not None:
                 self._wire.abort()
         finally:
@@ -185,7 +201,7 @@ class Subscriber:
     async def _say_farewell(self) -> str:
         # Without a position: who was taken out of a fan-out that is under way has yet to get what the others
         # have. The first write brings a `retry:` of its own, and the client's own cursor.
-        await self._write(b"" if self._wire is None else sse.position_block(None, self._retry_ms()))
+        await self._write(b"" if self._wire is None else chunk(sse.position_block(None, self._retry_ms())))
         return await self._end("sent_away" if self._topic.refused is None else "refused")
 
     async def _end(self, outcome: str) -> str:
@@ -203,7 +219,7 @@ class Subscriber:
         while not (topic.opened or self._must_go()):
             # Redis is away: the client is told at once that the stream stands, and where, later.
             if self._wire is None or self.owes_heartbeat:
-                await self._write(b"" if self._wire is None else sse.HEARTBEAT)
+                await self._write(b"" if self._wire is None else _HEARTBEAT_CHUNK)
             else:
                 await self._wait_woken()
         return topic.opened
@@ -219,71 +235,155 @@ class Subscriber:
         self.position = self._topic.position
         self.backlog.clear()
         if self._cursor_unreadable:
-            await self._write(sse.reload_block(self.position, "invalid_id"))
+            await self._write(chunk(sse.reload_block(self.position, "invalid_id")))
         elif self._wire is None:
             self._cursor = self.position
-            await self._write(b"")
+            await self._write()
         else:
-            await self._write(sse.position_block(self.position))
+            await self._write(chunk(sse.position_block(self.position)))
 
     async def _catch_up(self, cursor: StreamId) -> None:
-        """Bring the client from its cursor to where the hub stands, or tell it to reload."""
-        topic = self._topic
+        """Bring the client from its cursor to where the hub stands, or tell it to reload.
+
+        From memory wherever the window knows where the client stands; otherwise from Redis, page by page, as
+        soon as the cursor is known to be in the stream. What the client does not take at once is dropped, but
+        for the chunk that was begun, and read again from the position it has by then.
+        """
+        topic, hub = self._topic, self._hub
         self.position = cursor
-        if topic.window_point(cursor) is None and not topic.window.backfilled:
-            await self._patiently(lambda: self._hub.wait_backfilled(topic))
-        # Compact: all pages are gathered, and only the newest of each (event, id) is sent.
-        gathered = Backlog(self._hub.settings.stream_maxlen) if self._catchup == "compact" else None
-        gathered_after = cursor
-        while (point := topic.window_point(cursor)) is None:
-            page = await self._read_page(cursor)
-            whole = True
-            match decide(cursor, page.stream, entry_present=page.entry_present):
+        pages: _Pages | None = None  # as soon as the cursor is known to be worth one
+        wants_survey = self._catchup == "compact"
+        survivors: Survivors | None = None
+        if topic.window_point(cursor) is None:
+            await hub.wait_looked(topic, cursor)  # with many others, after a deploy
+        while True:
+            if (point := topic.window_point(self.position)) is not None:
+                if wants_survey:
+                    wants_survey, survey = False, Survey()
+                    survey.see(topic.window.keys_after(point))
+                    survivors = survey.survivors(topic.position)
+                # In one synchronous step with the position that it reaches.
+                self.backlog.clear()
+                piece = self._piece(point, survivors)
+                whole = piece is None or piece.is_last
+                reached = topic.position if piece is None or piece.is_last else piece.upto
+                if piece is not None:
+                    await self._write(piece.frame)
+                self.position = reached
+                if whole:
+                    break
+            elif pages is not None and wants_survey:
+                wants_survey = False
+                async with hub.surveys:
+                    survivors = await self._survey(pages)
+            else:
+                limit_events = pages.limit_events if pages is not None else 0
+                page = await (
+                    self._read_page(self.position, limit_events) if pages is not None else self._look()
+                )
+                whole = True
+                match decide(self.position, page.stream, entry_present=page.entry_present):
+                    case Live(after):
+                        self.position = after
+                    case Replay(_, upto):
+                        if pages is None:
+                            pages = _Pages(hub.settings.replay_page_events, page)
+                            continue
+                        whole = len(page.entries) < limit_events
+                        reached = upto if whole else page.entries[-1][0]
+                        pages.learn(page)
+                        events = self._wanted(page, survivors)
+                        del page  # nothing of it waits for the client
+                        if await self._write_events(events):
+                            self.position = reached
+                            if self._is_direct:
+                                pages.grow()
+                        else:
+                            whole = False
+                            pages.shrink()
+                    case Reload(reason, position):
+                        survivors = pages = None
+                        self.backlog.forget_reload_at(position)
+                        await self._write(chunk(sse.reload_block(position, reason)))
+                        self.position = position
+                    case _ as other:  # pyright: ignore[reportUnnecessaryComparison] a new decision fails here
+                        assert_never(other)
+                # More came meanwhile than may wait: it is still in the stream, so the replay goes on.
+                if whole and not (self.backlog.overflowed or self.backlog.in_doubt):
+                    break
+            if self.backlog.went_back:
+                break  # behind its back: what waits tells so, and goes on from there
+        if self._wire is None:
+            await self._write()  # nothing was missed
+
+    async def _look(self) -> Page:
+        """Whether the client's cursor is in the stream. If so, the window takes in what Redis still has, and
+        may reach the cursor then; if not, that is all that it costs."""
+        topic, hub, cursor = self._topic, self._hub, self.position
+        with hub.looking(topic, cursor):
+            page = await self._read_page(cursor, 0)
+            decision = decide(cursor, page.stream, entry_present=page.entry_present)
+            if isinstance(decision, Replay) and not topic.window.backfilled:
+                await self._patiently(lambda: hub.wait_backfilled(topic), hub.replays)
+        return page
+
+    async def _survey(self, pages: "_Pages") -> Survivors | None:
+        """What of the span behind the client is the newest of its kind. None: all of it is to be sent, since
+        the replay itself will meet what is wrong; or the client was told to reload."""
+        topic, hub = self._topic, self._hub
+        survey, at = Survey(), self.position
+        while (point := topic.window_point(at)) is None:
+            limit_events = pages.limit_events
+            page = await self._read_page(at, limit_events)
+            match decide(at, page.stream, entry_present=page.entry_present):
                 case Live(after):
-                    cursor = after
+                    return survey.survivors(after)
+                case Reload():
+                    return None
                 case Replay(_, upto):
-                    events = self._hub.decode(topic, page.entries)
-                    whole = len(page.entries) < self._hub.settings.replay_page_events
-                    cursor = upto if whole else page.entries[-1][0]
-                    if gathered is None:
-                        await self._write_events(events)
-                    else:
-                        for event in events:
-                            gathered.add(event)
-                case Reload(reason, position):
-                    cursor, gathered = position, None
-                    self.backlog.forget_reload_at(position)
-                    await self._write(sse.reload_block(position, reason))
+                    survey.see((event.id, event.conflation_key) for event in hub.decode(topic, page.entries))
+                    whole = len(page.entries) < limit_events
+                    at = upto if whole else page.entries[-1][0]
+                    if len(survey) > hub.settings.stream_maxlen:
+                        await self._write(chunk(sse.reload_block(at, "overflow")))
+                        self.position = at
+                        return None
+                    if whole:
+                        return survey.survivors(at)
+                    pages.learn(page)
+                    pages.grow()
                 case _ as other:  # pyright: ignore[reportUnnecessaryComparison] a new decision fails here
                     assert_never(other)
-            self.position = cursor
-            # More came meanwhile than may wait: it is still in the stream, so the replay goes on.
-            if whole and not (self.backlog.overflowed or self.backlog.in_doubt):
-                break
-        else:
-            # From memory, in one synchronous step with the position it reaches.
-            self.backlog.clear()
-            cursor = topic.position
-            if gathered is not None:
-                for event in topic.window.after(point):
-                    gathered.add(event)
-            elif blocks := topic.window.blocks_after(point):
-                await self._write(blocks)
-        if gathered is not None:
-            await self._write_events(gathered.take(gathered_after))
-        if self._wire is None:
-            await self._write(b"")  # nothing was missed
-        self.position = cursor
+        survey.see(topic.window.keys_after(point))
+        return survey.survivors(topic.position)
 
-    async def _read_page(self, cursor: StreamId) -> Page:
-        """A page behind `cursor` that agrees with what the hub believes, or that has disagreed for long."""
-        topic, limit_events = self._topic, self._hub.settings.replay_page_events
+    def _piece(self, point: StreamId, survivors: Survivors | None) -> Piece | None:
+        window = self._topic.window
+        if survivors is None:
+            return window.piece_after(point)
+        wanted = deque(event for event in window.after(point) if survivors.wants(event.id))
+        if not wanted:
+            return None
+        frame, upto = _pack(wanted)
+        return Piece(frame, upto, is_last=not wanted)
+
+    def _wanted(self, page: Page, survivors: Survivors | None) -> deque[Event]:
+        events = self._hub.decode(self._topic, page.entries)
+        return deque(event for event in events if survivors is None or survivors.wants(event.id))
+
+    async def _read_page(self, cursor: StreamId, limit_events: int) -> Page:
+        """A page behind `cursor` (limit 0: only whether there is such an entry) that agrees with what the hub
+        believes, or that has disagreed for long."""
+        topic, hub = self._topic, self._hub
         give_up_at_s = trio.current_time() + DISAGREEMENT_LIMIT_S
         while True:
             known, epoch = topic.position, topic.epoch
-            page = await self._patiently(
-                lambda: read_after(self._hub.client, topic.key, cursor, limit_events)
-            )
+            if limit_events:
+                page = await self._patiently(
+                    lambda: read_after(hub.client, topic.key, cursor, limit_events), hub.replays
+                )
+            else:
+                page = await self._patiently(lambda: read_at(hub.client, topic.key, cursor), hub.looks)
             if topic.agrees_with(page.stream, known) or trio.current_time() > give_up_at_s:
                 if topic.epoch != epoch:
                     # The tail saw another data set while this read was under way, which has seen it, too.
@@ -291,15 +391,15 @@ class Subscriber:
                 return page
             # The stream went back and the tail has not seen it yet. Answering now would have the hub tell
             # this client once more what it has just been told.
-            self._hub.tails.recheck(topic)
+            hub.tails.recheck(topic)
             await self._pause(DISAGREEMENT_LOOK_S)
 
-    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, read: Callable[[], Awaitable[T]], limiter: trio.CapacityLimiter) -> T:
         """Repeat a read until Redis answers it. Raises RedisRefused, ClientGone, ClientStuck or _SentAway."""
         backoff = Backoff()
         while True:
             try:
-                async with self._hub.replays:
+                async with limiter:
                     # What the hub has queued so far was in the stream before this read, so the read tells it.
                     self.backlog.clear()
                     return await read()
@@ -312,9 +412,9 @@ class Subscriber:
             raise _SentAway
         waited_s = trio.current_time() - self._opened_s
         if self._wire is None and waited_s > self._hub.settings.first_bytes_timeout_s:
-            await self._write(b"")
+            await self._write()
         elif self.owes_heartbeat:
-            await self._write(sse.HEARTBEAT)
+            await self._write(_HEARTBEAT_CHUNK)
 
     async def _follow(self) -> None:
         """Send what comes: by itself while anything waits, through the hub while nothing does."""
@@ -322,22 +422,22 @@ class Subscriber:
         while not self._gone:
             if self.rest is not None:
                 rest, self.rest = self.rest, None
-                await self._write(b"", rest)
-            elif self.backlog.overflowed and (point := topic.window_point(self.position)) is not None:
-                # A burst, rather than a slow client: the window still has all of it.
-                self.backlog.clear()
-                self.position = topic.position
-                await self._write(topic.window.blocks_after(point))
-            elif self.backlog.in_doubt:
-                # The hub lost events; whether this client did, its own position tells.
+                await self._write(rest)
+            elif self.backlog.in_doubt or (
+                self.backlog.overflowed and topic.window_point(self.position) is not None
+            ):
+                # In doubt: the hub lost events, and whether this client did, its own position tells.
+                # Overflowed: a burst rather than a slow client, if the window still has all of it.
                 await self._catch_up(self.position)
             elif events := self.backlog.take(self.position):
-                self.position = events[-1].id
-                await self._write_events(events)
+                waiting = deque(events)
+                del events
+                if not await self._write_events(waiting):
+                    await self._catch_up(self.position)  # what waited was dropped
             elif self._must_go():
                 return
             elif self.owes_heartbeat:
-                await self._write(sse.HEARTBEAT)
+                await self._write(_HEARTBEAT_CHUNK)
             else:
                 assert self._wire is not None
                 send_nowait = self._wire.send_nowait
@@ -359,29 +459,46 @@ class Subscriber:
 
     # -- writing
 
-    async def _write_events(self, events: Sequence[Event]) -> None:
-        """In slices, so that a slow client holds little beyond references to shared events."""
-        slice_: list[bytes] = []
-        size = 0
-        for event in events:
-            slice_.append(event.block)
-            size += len(event.block)
-            if size >= WRITE_LIMIT_BYTES:
-                await self._write(b"".join(slice_))
-                slice_, size = [], 0
-        if size:
-            await self._write(b"".join(slice_))
+    @property
+    def _is_direct(self) -> bool:
+        return self._wire is not None and self._wire.send_nowait is not None
 
-    async def _write(self, data: bytes, rest: memoryview | None = None) -> None:
+    async def _write_events(self, events: deque[Event]) -> bool:
+        """Sends `events`, in chunks, and moves the position with them. Returns False if the client did not
+        take one at once: what was behind that is dropped then, so that it holds nothing while it waits."""
+        while events:
+            frame, upto = _pack(events)
+            is_last = not events
+            await self._write(frame, events)
+            self.position = upto
+            if not (is_last or events):
+                return False
+        return True
+
+    async def _write(self, frame: bytes | memoryview = b"", behind: deque[Event] | None = None) -> None:
+        """`frame`: one chunk, or what is left of one; nothing only before the first write. `behind`: what is
+        to be written next; emptied if the client has to be waited for."""
         self.owes_heartbeat = False
         if self._wire is None:
             assert self._begin is not None
             # A client that brought its cursor in the query has no last event id yet: if the line is cut
             # before the first event, what its first block says is what it resumes from.
-            self._wire = await self._begin(sse.position_block(self._cursor, self._retry_ms()) + data)
+            first = sse.position_block(self._cursor, self._retry_ms())
+            self._wire = await self._begin(first, bytes(frame))
             self._begin = None
         else:
-            await self._wire.write(data, rest)
+            send_nowait, sent = self._wire.send_nowait, 0
+            if send_nowait is not None:
+                try:
+                    sent = send_nowait(frame)
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    raise ClientGone("closed") from error
+                if sent < len(frame) and behind is not None:
+                    behind.clear()
+            if sent < len(frame):
+                await self._wire.write(memoryview(frame)[sent:] if sent else frame)
         self.last_write_s = trio.current_time()
 
     def _retry_ms(self) -> int:
@@ -390,3 +507,43 @@ class Subscriber:
         if self._topic.refused is not None:
             least_ms *= REFUSED_RETRY_FACTOR
         return least_ms + random.randrange(least_ms + 1)  # noqa: S311 jitter, not a secret
+
+
+class _Pages:
+    """How much to ask Redis for at a time: as many events as fit into what may be held for a client, and more
+    of them for one that takes what it gets."""
+
+    __slots__ = ("_entry_bytes", "_limit_events", "_page_bytes")
+
+    def __init__(self, limit_events: int, found: Page) -> None:
+        """`found`: the entry at the cursor, if there is one; those behind it are likely as large."""
+        self._limit_events = limit_events
+        self._page_bytes = SLICE_BYTES
+        self._entry_bytes = UNKNOWN_ENTRY_BYTES
+        self.learn(found)
+
+    @property
+    def limit_events(self) -> int:
+        return max(1, min(self._limit_events, self._page_bytes // self._entry_bytes))
+
+    def learn(self, page: Page) -> None:
+        if page.entries:
+            total = sum(len(part) for _, fields in page.entries for part in fields)
+            self._entry_bytes = ENTRY_OVERHEAD_BYTES + total // len(page.entries)
+
+    def grow(self) -> None:
+        self._page_bytes = min(2 * self._page_bytes, PAGE_LIMIT_BYTES)
+
+    def shrink(self) -> None:
+        self._page_bytes = SLICE_BYTES
+
+
+def _pack(events: deque[Event]) -> tuple[bytes, StreamId]:
+    """Takes as many of `events` (not empty) as fit into one chunk; the chunk, and the last one's id."""
+    event = events.popleft()
+    blocks, size = [event.block], len(event.block)
+    while events and size + len(events[0].block) <= SLICE_BYTES:
+        event = events.popleft()
+        blocks.append(event.block)
+        size += len(event.block)
+    return chunk(b"".join(blocks)), event.id

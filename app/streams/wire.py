@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, cast
 
 import trio
 
-from app.streams.sse import LAST_CHUNK, chunk
+from app.streams.sse import LAST_CHUNK, unchunk
 
 # A client of an event stream has nothing to say. What it sends all the same (a pipelined request) is passed
 # over, up to here.
@@ -45,8 +45,9 @@ class Wire(Protocol):
 
     send_nowait: SendNowait | None
 
-    async def write(self, data: bytes, rest: memoryview | None = None) -> None:
-        """Send `rest` (bytes of a chunk that was begun) and then `data` (SSE blocks, may be empty).
+    async def write(self, frame: bytes | memoryview, then: bytes = b"") -> None:
+        """Send a chunk as `sse.chunk` makes it, or what is left of one that was begun; and `then`, another.
+        Nothing is copied: a client that does not read holds what others hold as well.
 
         Raises ClientGone or ClientStuck. If cancelled, the stream may stand inside a chunk: nothing may be
         written any more.
@@ -80,11 +81,21 @@ class DirectWire:
         # time).
         self.send_nowait: SendNowait | None = stream.socket._sock.send  # pyright: ignore
 
-    async def write(self, data: bytes, rest: memoryview | None = None) -> None:
-        if rest is not None:
-            await self._write_all(rest)
-        if data:
-            await self._write_all(memoryview(chunk(data)))
+    async def write(self, frame: bytes | memoryview, then: bytes = b"") -> None:
+        sent = 0
+        if then:
+            try:
+                sent = cast(int, self._stream.socket._sock.sendmsg((frame, then)))  # pyright: ignore
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise ClientGone(os.strerror(error.errno or errno.EPIPE)) from error
+        if sent < len(frame):
+            await self._write_all(memoryview(frame)[sent:])
+        if then:
+            begun = max(0, sent - len(frame))
+            del frame
+            await self._write_all(memoryview(then)[begun:])
 
     async def wait_input(self) -> None:
         sock = self._stream.socket
@@ -149,9 +160,10 @@ class AsgiWire:
         self._stuck_timeout_s = stuck_timeout_s
         self.send_nowait: SendNowait | None = None
 
-    async def write(self, data: bytes, rest: memoryview | None = None) -> None:
-        if data:
-            await self._send_body(data, more_body=True)
+    async def write(self, frame: bytes | memoryview, then: bytes = b"") -> None:
+        data = unchunk(bytes(frame)) + (unchunk(then) if then else b"")
+        del frame, then  # what is sent waits here and in the server: that is enough
+        await self._send_body(data, more_body=True)
 
     async def wait_input(self) -> None:
         await trio.sleep_forever()  # the request's task is cancelled when the client leaves
