@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from bench.scenarios.arrival import connect, resume
 from bench.scenarios.delivery import burst, latency, topics
 from bench.scenarios.drain import drain
+from bench.scenarios.hostile import hostile
 from bench.scenarios.memory import memory
 from bench.scenarios.scale import scale
 from bench.scenarios.slow import slow
@@ -20,4 +21,5 @@ SCENARIOS: Mapping[str, Callable[[Stage], None]] = {
     "memory": memory,
     "scale": scale,
     "drain": drain,
+    "hostile": hostile,
 }
