@@ -70,7 +70,18 @@ def test_an_origin_that_can_never_match_is_refused(monkeypatch, value):
 
 
 def test_every_number_has_a_unit_in_its_name():
-    units = ("_s", "_ms", "_bytes", "_events", "_clients", "_topics", "_calls", "_connections", "_maxlen")
+    units = (
+        "_s",
+        "_ms",
+        "_bytes",
+        "_mb",
+        "_events",
+        "_clients",
+        "_topics",
+        "_calls",
+        "_connections",
+        "_maxlen",
+    )
     for name, field in Settings.model_fields.items():
         if field.annotation in (int, float):
             assert name.endswith((*units, "_clients_per_s")) or name == "max_clients", name
