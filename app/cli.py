@@ -28,7 +28,7 @@ from app.cors import InvalidOrigin, parse_origin
 from app.doctor import DOCTOR_TOPIC, Fail, Finding, Notice, Outcome, Pass, Subject, Warn, examine
 from app.embedded import EmbeddedStoreError, embedded_store, recorded_url
 from app.listening import CannotListen, Listener, is_loopback, parse_address, url_of
-from app.logging import configure_early_logging, configure_logging, take_over_process
+from app.logging import OurWords, configure_early_logging, configure_logging, take_over_process
 from app.process import CONFIGURATION_STATUS, Supervisor, inherited_listener, run_worker, worker_argv
 from app.publish import InvalidTopicId, publish_topic_event_sync
 from app.redis_connection import Address, InvalidRedisUrl
@@ -86,7 +86,7 @@ def main() -> None:
 
 def _fail(text: str, status: int = CONFIGURATION_STATUS) -> NoReturn:
     if not _SERVING.isdisjoint(sys.argv[1:2]):
-        _log.critical("cannot_serve", error=text)
+        _log.critical("cannot_serve", error=OurWords(text))
     else:
         typer.secho(f"stalecast: {text}", err=True, fg="red")
     sys.exit(status)

@@ -14,6 +14,7 @@ import structlog
 from pydantic import ValidationError
 
 from app.contracts import load_registry
+from app.logging import OurWords
 from app.redis_connection import Address
 from app.settings import ENV_PREFIX, HEARTBEAT_INTERVAL_LONGEST_S, Settings
 from app.tls import check_certificate
@@ -68,7 +69,7 @@ def warn(settings: Settings, environment: Mapping[str, str] = os.environ) -> Non
         # Not refused: a variable of a later release must not break a rollback to this one.
         _log.warning("unknown_variable", name=unknown.name, did_you_mean=unknown.nearest)
     for doubt in doubts(settings):
-        _log.warning("doubtful_setting", hint=doubt)
+        _log.warning("doubtful_setting", hint=OurWords(doubt))
 
 
 @dataclass(frozen=True, slots=True)
