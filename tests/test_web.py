@@ -1002,3 +1002,28 @@ def test_a_topic_may_be_percent_encoded(
         first = stream.first()
         assert (first.last_event_id, first.data) == (cursor, None)
         assert stream.message().last_event_id == event_id
+
+
+def test_a_full_server_refuses_many_and_says_so_in_a_line_or_two(
+    tmp_path: Path, producer: Producer, redis_server: RedisServer
+) -> None:
+    with run_app(tmp_path, redis_url=redis_server.url, settings={"STALECAST_MAX_CLIENTS": "1"}) as server:
+        with open_stream(server, producer.topic) as stream:
+            assert stream.message()
+            for _ in range(200):
+                with open_stream(server, producer.topic) as refused:
+                    assert f"retry: {FULL_RETRY_MS}\n" in refused.response.read().decode()
+        assert 1 <= server.output().count("stream_refused") <= 2
+
+
+def test_what_a_client_sends_does_not_fill_the_log(
+    tmp_path: Path, producer: Producer, redis_server: RedisServer
+) -> None:
+    with run_app(tmp_path, redis_url=redis_server.url) as server:
+        long = "\xff" * 8000
+        before = len(server.output())
+        with open_stream(
+            server, producer.topic, headers={"Last-Event-ID": long, "User-Agent": long}
+        ) as stream:
+            assert stream.message()
+        assert len(server.output()) - before < 3000
