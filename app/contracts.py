@@ -74,7 +74,9 @@ class ReloadData(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reason: Reason = Field(description="`trimmed`, `overflow`, `invalid_id`, or a producer's own word.")
+    reason: Reason = Field(
+        description="`trimmed`, `overflow`, `invalid_id`, `unreadable`, or a producer's own word."
+    )
 
 
 class PositionData(BaseModel):

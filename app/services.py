@@ -4,10 +4,11 @@ import structlog
 import trio
 
 from app.contracts import load_registry
-from app.redis_connection import Address, Client, RedisRefused, RedisUnavailable
+from app.redis_connection import Address, Client, RedisError, RedisRefused, RedisUnavailable
 from app.serving import Context
 from app.settings import Settings
 from app.streams.hub import Hub
+from app.streams.reading import examine
 from app.streams.tail import Tails
 
 # A readiness probe is asked every few seconds and must not queue up behind a Redis that hangs.
@@ -19,10 +20,10 @@ ABORT_AFTER = 0.9
 _log = structlog.get_logger("stalecast.services")
 
 
-def public_reason(error: RedisUnavailable | RedisRefused) -> str:
+def public_reason(error: RedisError) -> str:
     """For anybody to see: the kind of trouble, without addresses, users and Redis's own words, which are in
     the log."""
-    return getattr(error, "public", "Redis cannot be reached, or cannot answer now")
+    return error.public
 
 
 class Services:
@@ -44,9 +45,12 @@ class Services:
             group_limit_topics=settings.tail_group_limit_topics,
             read_limit_events=settings.tail_read_limit_events,
             timeout_s=settings.redis_timeout_s,
+            limit_groups=settings.tail_limit_connections,
         )
         self.hub = Hub(settings, self.registry, self.client, self.tails)
         self.failed = False
+        # What does not stand in the way of streams, as `wait_ready` has found it last.
+        self.readiness_warnings: list[str] = []
         self._scope = trio.CancelScope()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -86,12 +90,15 @@ class Services:
             return "draining"
         try:
             with trio.fail_after(READINESS_TIMEOUT_S):
-                await self.client.execute("PING")
+                examination = await examine(self.client)
         except trio.TooSlowError:
-            return "redis: no answer"
+            trouble = self.client.trouble  # it may wait before it tries to connect again
+            return f"redis: {'no answer' if trouble is None else public_reason(trouble)}"
         except (RedisUnavailable, RedisRefused) as error:
-            return f"redis: {public_reason(error)}"
-        tail = self.tails.statistics()
-        if tail.connected_groups < tail.groups:
-            return f"redis: {tail.groups - tail.connected_groups} of {tail.groups} tails are not connected"
-        return None
+            # Why there is no connection says more than that there is none.
+            return f"redis: {public_reason(self.client.trouble or error)}"
+        self.readiness_warnings = examination.warnings
+        if examination.obstacles:
+            return f"redis: {'; '.join(examination.obstacles)}"
+        away = self.tails.statistics().away_groups
+        return f"redis: {away} connections for live reading are away" if away else None

@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(5.0, gt=0, description="How long Redis may take to connect or to answer.")
     redis_waiting_limit_calls: int = Field(20_000, ge=1, description="Calls that may wait for Redis at once.")
     tail_group_limit_topics: int = Field(64, ge=1, description="Topics that one blocking XREAD names.")
+    tail_limit_connections: int = Field(
+        16,
+        ge=1,
+        description="Redis connections for live reading; with more topics, each one reads more of them.",
+    )
     tail_read_limit_events: int = Field(500, ge=1, description="Events of a topic that one XREAD returns.")
 
     # -- publishing
@@ -78,6 +83,12 @@ class Settings(BaseSettings):
     )
     backlog_limit_events: int = Field(
         256, ge=1, description="Events that may wait for a client that is behind."
+    )
+    unreadable_gather_s: float = Field(
+        1.0,
+        ge=0,
+        description="After an entry that cannot be read (a foreign writer's), its topic pauses this long, so "
+        "that many of them become one `reload_required`.",
     )
     stuck_timeout_s: float = Field(30.0, gt=0, description="A client that takes no byte this long is cut.")
     topic_linger_s: float = Field(

@@ -114,6 +114,7 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     ready: bool
     reason: str | None = Field(description="What stands in the way.")
+    warnings: list[str] = Field([], description="What should be mended, though streams can be served.")
     clients: int
     topics: int
 
@@ -392,9 +393,14 @@ def _add_health_routes(app: QuartTrio, services: Services) -> None:
         reason = await services.wait_ready()
         statistics = services.hub.statistics()
         readiness = Readiness(
-            ready=reason is None, reason=reason, clients=statistics.clients, topics=statistics.topics
+            ready=reason is None,
+            reason=reason,
+            warnings=services.readiness_warnings,
+            clients=statistics.clients,
+            topics=statistics.topics,
         )
-        return readiness.model_dump(), 200 if reason is None else 503, {"Cache-Control": "no-store"}
+        body = readiness.model_dump(exclude=set() if readiness.warnings else {"warnings"})
+        return body, 200 if reason is None else 503, {"Cache-Control": "no-store"}
 
 
 def _add_pages(app: QuartTrio, services: Services) -> None:

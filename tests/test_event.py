@@ -73,7 +73,8 @@ def test_what_was_appended_is_what_a_client_reads(resource_id, reason, indent):
         [b"payload"],
         [b"Payload", payload(id="1", reason="r")],
         [b"data", payload(id="1", reason="r")],
-        [b"payload", payload(id="1", reason="r"), b"more", b"1"],
+        [b"payload", payload(id="1", reason="r"), b"more"],
+        [b"more", payload(id="1", reason="r")],
         [b"payload", payload(id="1", reason="r"), b"payload", payload(id="1", reason="r")],
         [b"payload", b""],
         [b"payload", b"not json"],
@@ -85,6 +86,13 @@ def test_what_was_appended_is_what_a_client_reads(resource_id, reason, indent):
 def test_an_entry_of_a_foreign_shape_is_refused(fields):
     with pytest.raises(ContractViolation):
         from_entry(ID, fields, REGISTRY, LIMIT_BYTES)
+
+
+@pytest.mark.parametrize("more", [[b"more", b"1"], [b"\xff\x00", b""], [b"v", b"2", b"v", b"3"]])
+def test_fields_that_are_not_known_are_passed_over(more):
+    raw = payload(id="1", reason="r")
+    for fields in ([b"payload", raw, *more], [*more, b"payload", raw]):
+        assert from_entry(ID, fields, REGISTRY, LIMIT_BYTES) == read(raw)
 
 
 def test_the_limit_is_on_the_payload_as_it_was_appended():

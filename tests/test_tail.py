@@ -6,6 +6,7 @@ import pytest
 import trio
 from redis import Redis
 from servers import redis_client, run_redis, valkey_binary, wait_for
+from structlog.testing import capture_logs
 
 from app.publish import stream_key
 from app.redis_connection import Address, Client, RedisRefused
@@ -265,8 +266,105 @@ async def topic_goes_on(topic: Watched, writer: Redis, *numbers: int) -> None:
 async def test_what_was_trimmed_after_it_was_read_is_none(tails, watch, writer):
     topic = await watch(tails, "a")
     for number in range(1, 6):
-        writer.xadd(stream_key("a"), {"payload": "{}"}, id=f"{number}-0", maxlen=1, approximate=False)
+        writer.xadd(stream_key("a"), {"payload": "{}"}, id=f"{number}-0", maxlen=2, approximate=False)
         await topic.wait_delivered(*(at(known) for known in range(1, number + 1)))
+
+
+async def test_a_stream_that_keeps_nothing_of_before_a_read_proves_nothing(tails, watch, writer):
+    """With MAXLEN 1 it looks like one that was deleted and filled again."""
+    add(writer, "a", 1)
+    topic = await watch(tails, "a")
+
+    writer.xadd(stream_key("a"), {"payload": "{}"}, id="2-0", maxlen=1, approximate=False)
+
+    await topic.wait_lost(at(2), forced=False)
+
+
+async def test_counters_that_coincide_are_no_proof(tails, watch, writer):
+    """As many came after the deletion as make up for what had been there before."""
+    add(writer, "a", 1)
+    topic = await watch(tails, "a")
+
+    with writer.pipeline(transaction=True) as pipeline:
+        pipeline.delete(stream_key("a"))
+        pipeline.xadd(stream_key("a"), {"payload": "{}"}, id="2-0")
+        pipeline.xadd(stream_key("a"), {"payload": "{}"}, id="3-0")
+        pipeline.xadd(stream_key("a"), {"payload": "{}"}, id="4-0", maxlen=2, approximate=False)
+        pipeline.execute()
+
+    await topic.wait_lost(at(4), forced=False)
+    assert topic.delivered == []
+    await topic_goes_on(topic, writer, 5)
+
+
+async def test_a_rollback_with_new_events_behind_it_is_seen_without_a_new_connection(
+    needs_real_server, tails, watch, writer
+):
+    """Nothing is missing for the tail, but whoever is away with an older cursor must be told."""
+    add(writer, "a", 1, 2, 3)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    await topic.wait_delivered(*add(writer, "a", 4, 5))
+
+    with writer.pipeline(transaction=True) as pipeline:
+        pipeline.restore(stream_key("a"), 0, dump, replace=True)
+        for number in (7, 8, 9):
+            pipeline.xadd(stream_key("a"), {"payload": "{}"}, id=f"{number}-0")
+        pipeline.execute()
+
+    def marks() -> list[bytes]:
+        return [one for one, fields in writer.xrange(stream_key("a")) if b"reload" in fields[b"payload"]]
+
+    await wait_for(marks, SOON_S)
+    (mark,) = marks()
+    await wait_for(lambda: topic.delivered[-1] == StreamId.parse(mark), SOON_S)
+    await topic_goes_on(topic, writer, *next_numbers(mark))
+    assert marks() == [mark]
+
+
+def next_numbers(event_id: bytes) -> list[int]:
+    return [StreamId.parse(event_id).ms + step for step in (1, 2, 3)]
+
+
+async def test_a_mark_that_redis_refuses_is_none(needs_real_server, redis_url, watch, writer, nursery):
+    """The answer of an XRANGE may be an error as well, which is no entry."""
+    writer.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-xadd")
+    address = Address.from_url(redis_url.replace("redis://", "redis://reader:secret@"))
+    client = Client(address, timeout_s=TIMEOUT_S, waiting_limit=100)
+    tails = Tails(address, client, group_limit_topics=64, read_limit_events=500, timeout_s=TIMEOUT_S)
+    await nursery.start(client.run)
+    await nursery.start(tails.run)
+    add(writer, "a", 1, 2, 3)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    await topic.wait_delivered(*add(writer, "a", 4, 5))
+
+    with capture_logs() as logs:
+        await go_back(writer, tails, "a", dump)
+        await topic_is_lost(topic)
+
+    assert topic.rewinds == []
+    assert topic.losses == [(at(3), True)]
+    assert "rollback_not_marked" in [log["event"] for log in logs]
+    nursery.cancel_scope.cancel()
+    writer.execute_command("ACL", "DELUSER", "reader")
+
+
+async def topic_is_lost(topic: Watched) -> None:
+    await wait_for(lambda: topic.losses, SOON_S)
+
+
+async def test_a_burst_is_proven_by_the_entry_at_the_last_position(start_tails, watch, writer):
+    tails = await start_tails(read_limit_events=7)
+    add(writer, "a", 1)
+    topic = await watch(tails, "a")
+
+    with writer.pipeline(transaction=True) as pipeline:
+        for number in range(2, 60):
+            pipeline.xadd(stream_key("a"), {"payload": "{}"}, id=f"{number}-0")
+        pipeline.execute()
+
+    await topic.wait_delivered(*(at(number) for number in range(2, 60)))
 
 
 async def test_a_deletion_before_the_read_is_a_loss(tails, watch, writer):

@@ -23,15 +23,25 @@ def from_entry(
 ) -> Event:
     """Decode a stream entry (`fields` alternate name and value, as Redis returns them).
 
-    Raises ContractViolation for an entry that some foreign writer shaped otherwise.
+    Fields that are not known here are passed over: a newer writer may add some. Raises ContractViolation for
+    an entry without a payload, or whose payload some foreign writer shaped otherwise.
     """
-    if len(fields) != 2 or fields[0] != PAYLOAD_FIELD:
-        raise ContractViolation("the entry must have exactly the field `payload`", [])
-    if len(fields[1]) > max_event_bytes:
-        raise ContractViolation(f"the payload has {len(fields[1])} bytes, the limit is {max_event_bytes}", [])
-    envelope = decode(fields[1])
+    is_plain = len(fields) == 2 and fields[0] == PAYLOAD_FIELD  # as nearly every one
+    payload = fields[1] if is_plain else _find_payload(fields)
+    if len(payload) > max_event_bytes:
+        raise ContractViolation(f"the payload has {len(payload)} bytes, the limit is {max_event_bytes}", [])
+    envelope = decode(payload)
     key = (envelope.event, envelope.resource_id) if registry.is_conflatable(envelope.event) else None
     return Event(event_id, key, sse.event_block(event_id, envelope.json))
+
+
+def _find_payload(fields: Sequence[bytes]) -> bytes:
+    payloads = [
+        value for name, value in zip(fields[::2], fields[1::2], strict=False) if name == PAYLOAD_FIELD
+    ]
+    if len(fields) % 2 or len(payloads) != 1:
+        raise ContractViolation("the entry must have the field `payload`, once", [])
+    return payloads[0]
 
 
 def reload_event(position: StreamId, reason: str) -> Event:

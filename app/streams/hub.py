@@ -137,18 +137,21 @@ class Topic:
 
     # -- the tail's side
 
-    async def deliver(self, entries: list[Entry]) -> None:
+    async def deliver(self, entries: list[Entry]) -> float | None:
+        unreadable = self._hub.malformed_entries
         events = self._hub.decode(self, entries)
         self.position = entries[-1][0]
         self.window.append(events)
         for subscriber in self.waiting:
+            proven = subscriber.proven_position
             for event in events:
-                if subscriber.backlog.add(event):
+                if event.id > proven and subscriber.backlog.add(event):
                     self._hub.overflows += 1
                     _limited_log.warning("client_overflowed", topic=self.name, at=str(event.id))
             subscriber.wake()
-        if events:
-            await self._fan_out(events)
+        await self._fan_out(events)
+        # Whoever writes what cannot be read may write much of it, and each time every client reloads.
+        return self._hub.settings.unreadable_gather_s if self._hub.malformed_entries > unreadable else None
 
     async def lose(self, stream: Snapshot, *, forced: bool) -> None:
         _limited_log.warning(
@@ -424,17 +427,20 @@ class Hub:
     # -- decoding
 
     def decode(self, topic: Topic, entries: list[Entry]) -> list[Event]:
-        """The valid events. A malformed entry (a foreign writer's) is counted and logged, and passed over:
-        it must not stop the topic for everybody."""
+        """What they mean for clients. An entry that cannot be read (a foreign writer's) may stand for
+        anything, so it is a reload at its id, which also covers everything before it."""
         events: list[Event] = []
+        unreadable = 0
         for event_id, fields in entries:
             try:
                 events.append(from_entry(event_id, fields, self._registry, self.settings.max_event_bytes))
             except ContractViolation as violation:
-                self.malformed_entries += 1
+                unreadable += 1
+                events = [reload_event(event_id, "unreadable")]
                 _limited_log.warning(
-                    "malformed_entry_skipped", topic=topic.name, id=str(event_id), error=str(violation)
+                    "unreadable_entry", topic=topic.name, id=str(event_id), error=str(violation)
                 )
+        self.malformed_entries += unreadable
         return events
 
     # -- heartbeats

@@ -1,18 +1,32 @@
 """Reading a stream together with the proof of what was read: one MULTI for both.
 
 Only this file knows which commands make a snapshot and how their replies look (RESP2 lists or RESP3 maps).
+Whatever stands in our keys, and whatever answers in Redis's place: what these parsers cannot read is
+RedisRefused, like an error reply, and no other exception leaves them.
 """
 
 # Replies of Redis have no type until this file gives them one:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+import functools
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import hiredis
+import structlog
 
-from app.redis_connection import Client, Command, RedisRefused, raise_if_unavailable
+from app.publish import PAYLOAD_FIELD, stream_key
+from app.redis_connection import (
+    Client,
+    Command,
+    RedisRefused,
+    error_code,
+    raise_if_error,
+    raise_if_unavailable,
+    to_error,
+)
 from app.streams.ids import StreamId
 from app.streams.resume import Snapshot, absent
 
@@ -20,7 +34,28 @@ from app.streams.resume import Snapshot, absent
 # of topics that had no stream yet (ids.origin) stop being valid.
 EPOCH_KEY: Final = "stalecast:epoch"
 
+EPOCH_BITS: Final = 52
+_EPOCH: Final = re.compile(rb"0|[1-9][0-9]{0,15}")
+
 Entry = tuple[StreamId, Sequence[bytes]]
+
+_log = structlog.get_logger("stalecast.reading")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _parser(parse: Callable[P, T]) -> Callable[P, T]:
+    """The one boundary to what Redis answers."""
+
+    @functools.wraps(parse)
+    def parse_or_refuse(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return parse(*args, **kwargs)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise RedisRefused(f"Redis answered in a shape that no Redis has: {error!r:.200}") from error
+
+    return parse_or_refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +68,12 @@ class Page:
 
 
 EPOCH_COMMAND: Final[Command] = ("GET", EPOCH_KEY)
+_NO_SUCH_KEY: Final = "no such key"
 
 
 def make_epoch_command() -> Command:
     """For when there is none: returns the epoch that stands by then, or nothing after setting this one."""
-    return ("SET", EPOCH_KEY, secrets.randbits(52), "NX", "GET")
+    return ("SET", EPOCH_KEY, secrets.randbits(EPOCH_BITS), "NX", "GET")
 
 
 def snapshot_command(key: str) -> Command:
@@ -93,21 +129,49 @@ async def _epoch(client: Client, reply: Any) -> int | None:
     return parse_made_epoch(command, reply)
 
 
+# What was said about the epoch in the log since it was last right: each thing once.
+_complaints: Final[set[str]] = set()
+
+
 def parse_epoch(reply: Any) -> int | None:
-    return None if isinstance(reply, hiredis.ReplyError) else int(reply)
+    """None where nothing names the data set: the key cannot be read, or it holds what Stalecast never wrote.
+    (A number derived from that would do as long as it stands; but whoever writes the same again after a wipe
+    would make positions of before the wipe valid.) Raises RedisUnavailable."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise_if_unavailable([reply])
+        _complain(f"Redis answered {error_code(reply)}")
+        return None
+    epoch = int(reply) if isinstance(reply, bytes) and _EPOCH.fullmatch(reply) else -1
+    if not 0 <= epoch < 1 << EPOCH_BITS:
+        _complain("it holds what Stalecast never wrote; delete it")
+        return None
+    _complaints.clear()
+    return epoch
 
 
 def parse_made_epoch(command: Command, reply: Any) -> int | None:
     """None where this user may not write, Redis is full or a replica, or too old for SET NX GET (7.0)."""
+    if isinstance(reply, hiredis.ReplyError):
+        _complain(f"it is missing, and to make it Redis answered {error_code(reply)}")
+        return None
     return int(command[2]) if reply is None else parse_epoch(reply)
 
 
+def _complain(about: str) -> None:
+    if about not in _complaints:
+        _complaints.add(about)
+        _log.error(
+            "epoch_unusable", key=EPOCH_KEY, error=about, effect="topics without events answer with a reload"
+        )
+
+
+@_parser
 def parse_snapshot(info: Any, epoch: int | None) -> Snapshot:
     """Raises RedisRefused for a key that is not a stream or may not be read."""
     if isinstance(info, hiredis.ReplyError):
-        if "no such key" in str(info):
+        if _NO_SUCH_KEY in str(info):
             return absent(epoch)
-        raise RedisRefused(f"Redis answered: {info}")
+        raise to_error(info)
     # RESP3 brings a map, RESP2 a flat list.
     fields: dict[bytes, Any] = (
         info if isinstance(info, dict) else dict(zip(info[::2], info[1::2], strict=True))
@@ -125,22 +189,102 @@ def parse_snapshot(info: Any, epoch: int | None) -> Snapshot:
     )
 
 
+@_parser
 def parse_entries(found: Any) -> list[Entry]:
-    """Raises RedisRefused when Redis refused the range."""
-    if isinstance(found, hiredis.ReplyError):
-        raise RedisRefused(f"Redis answered: {found}")
+    """Raises RedisUnavailable (the reply says so) or RedisRefused."""
+    raise_if_error(found)
     # An entry deleted while it was read has no fields: nothing to send, and the snapshot tells of the
     # deletion.
-    return [(StreamId.from_redis(entry[0]), entry[1] or ()) for entry in found or ()]
+    return [(StreamId.from_redis(event_id), _fields(fields)) for event_id, fields in found or ()]
 
 
+@_parser
+def parse_id(reply: Any) -> StreamId:
+    """The reply of XADD. Raises RedisRefused."""
+    return StreamId.from_redis(reply)
+
+
+def _fields(fields: Any) -> Sequence[bytes]:
+    if fields is None:
+        return ()
+    if not isinstance(fields, list):
+        raise TypeError(f"an entry's fields are {type(fields).__name__}")
+    return fields
+
+
+@_parser
 def parse_streams(reply: Any) -> dict[str, list[Entry]]:
     """The reply of XREAD: entries by key; empty when it timed out or was unblocked.
 
     Raises RedisUnavailable (the reply says so) or RedisRefused.
     """
-    if isinstance(reply, hiredis.ReplyError):
-        raise_if_unavailable([reply])
-        raise RedisRefused(f"Redis answered: {reply}")
+    raise_if_error(reply)
     pairs: Any = reply.items() if isinstance(reply, dict) else (reply or ())
     return {key.decode(): parse_entries(entries) for key, entries in pairs}
+
+
+# -- what this Redis and this user allow
+
+# Asked about, never written.
+_EXAMINED_KEY: Final = stream_key("readiness")
+_NO_ENTRY: Final = "0-0"  # XADD refuses this id, after all else that it might refuse
+_EXAMINED_READS: Final[dict[str, Command]] = {
+    "MULTI": ("MULTI",),
+    f"GET {EPOCH_KEY}": EPOCH_COMMAND,
+    "XINFO STREAM topic:events:*": snapshot_command(_EXAMINED_KEY),
+    "XRANGE topic:events:*": ("XRANGE", _EXAMINED_KEY, "-", "+", "COUNT", 1),
+    "XREVRANGE topic:events:*": ("XREVRANGE", _EXAMINED_KEY, "+", "-", "COUNT", 1),
+    "EXEC": ("EXEC",),
+    "XREAD topic:events:*": ("XREAD", "COUNT", 1, "STREAMS", _EXAMINED_KEY, _NO_ENTRY),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What stands in the way, for anybody to see: of streams altogether, or only of parts of the service."""
+
+    obstacles: list[str]
+    warnings: list[str]
+
+
+async def examine(client: Client) -> Examination:
+    """Try what serving needs, as this user on this Redis, changing nothing but a missing epoch.
+    Raises RedisUnavailable."""
+    reads = list(_EXAMINED_READS.items())
+    others: dict[str, Command] = {
+        f"SET {EPOCH_KEY}": make_epoch_command(),
+        "XADD topic:events:*": ("XADD", _EXAMINED_KEY, _NO_ENTRY, PAYLOAD_FIELD, "{}"),
+        "CLIENT UNBLOCK": ("CLIENT", "UNBLOCK", 0),
+    }
+    replies = await client.pipeline([command for _, command in reads] + list(others.values()))
+    epoch_reply = replies[len(reads)]
+    executed: Any = replies[list(_EXAMINED_READS).index("EXEC")]
+    inside: list[Any] = executed if isinstance(executed, list) else []
+    # Inside a MULTI the answers come with EXEC, except to what was not even queued.
+    asked = [*reads, *reads[1 : 1 + len(inside)]]
+    answers = [*replies[: len(reads)], *inside]
+    obstacles = _refusals([name for name, _ in asked], answers)
+    warnings = _refusals(list(others), replies[len(reads) :])
+    if not isinstance(epoch_reply, hiredis.ReplyError) and epoch_reply is not None:
+        foreign = parse_epoch(epoch_reply) is None
+        warnings += [f"{EPOCH_KEY} holds what Stalecast never wrote"] if foreign else []
+    return Examination(obstacles, warnings)
+
+
+def _refusals(names: Sequence[str], replies: Sequence[Any]) -> list[str]:
+    refusals: dict[str, None] = {}
+    for name, reply in zip(names, replies, strict=True):
+        if not isinstance(reply, hiredis.ReplyError):
+            continue
+        error = to_error(reply)
+        # Of a key that is not there, or foreign; of a MULTI whose own refusals are in the list; of the XADD.
+        if _NO_SUCH_KEY in str(reply) or error.code == "EXECABORT":
+            continue
+        if error.code == "ERR" and name.startswith("XADD"):
+            continue
+        if error.code == "WRONGTYPE":
+            if EPOCH_KEY in name:
+                refusals[f"{EPOCH_KEY} holds what Stalecast never wrote"] = None
+            continue
+        refusals[error.public if error.is_of_cluster else f"{name}: {error.public}"] = None
+    return list(refusals)

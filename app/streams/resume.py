@@ -14,7 +14,9 @@ from typing import Literal
 
 from app.streams.ids import BEGINNING, StreamId, origin
 
-ReloadReason = Literal["trimmed", "overflow", "invalid_id"]
+ReloadReason = Literal["trimmed", "overflow", "invalid_id", "unreadable"]
+# "undecided": whether the entry at the last position is still in the stream decides it.
+Continuity = Literal["proven", "broken", "undecided"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +114,41 @@ def was_rolled_back(position: StreamId, stream: Snapshot) -> bool:
     )
 
 
-def continues(last: StreamId, added_at_last: int | None, read: Sequence[StreamId], stream: Snapshot) -> bool:
+def continues(
+    last: StreamId,
+    added_at_last: int | None,
+    read: Sequence[StreamId],
+    stream: Snapshot,
+    *,
+    last_present: bool = False,
+) -> Continuity:
     """Whether `read` (not empty, ascending) is everything that was added after `last`, as `stream`, taken
     after the read, proves. `added_at_last`: the stream's entries-added when it stood at `last`.
+    `last_present`: the stream was asked, and holds the entry `last`; only then it decides what the counters
+    leave undecided.
+
+    What was removed behind `last` and read by nobody may hide where the stream does not reach back to `last`:
+    one that was deleted and filled again has counters of its own, and they may come out even.
     """
     if last.is_origin and stream.epoch is None:
-        return False  # nothing names the data set: it may have been wiped since
+        return "broken"  # nothing names the data set: it may have been wiped since
+    at_end = stream.last_generated == read[-1]
+    expected = None if added_at_last is None else added_at_last + len(read)
     if (
-        added_at_last is not None
-        and stream.last_generated == read[-1]
-        and stream.entries_added == added_at_last + len(read)
+        expected is not None
+        and stream.entries_added is not None
+        and (stream.entries_added < expected or (at_end and stream.entries_added != expected))
     ):
-        return True  # the counters: every entry ever added since is in our hands
+        return "broken"  # less was ever added than we hold, or something that we do not hold
+    exact = expected is not None and at_end and stream.entries_added == expected
     if last == BEGINNING or last.is_origin:
-        return last == origin(stream.epoch) and stream.is_complete
-    # Nothing was removed behind `last`. (max_deleted is None before Redis 7: an XDEL cannot be seen there.)
-    return (
-        stream.first is not None
-        and stream.first <= last
-        and (stream.max_deleted is None or stream.max_deleted <= last)
-    )
+        # Before every entry: nothing can have been lost in front of it.
+        in_this_data = last == origin(stream.epoch)
+        return "proven" if in_this_data and (exact or stream.is_complete) else "broken"
+    if stream.first is None or stream.first > last:
+        return "broken"
+    # (max_deleted is None before Redis 7: an XDEL cannot be seen there.)
+    if stream.max_deleted is not None and stream.max_deleted > last:
+        return "broken"
+    # Trimming comes from the front: with the entry itself, everything behind it is there.
+    return "proven" if exact or last_present else "undecided"

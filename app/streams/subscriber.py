@@ -20,7 +20,7 @@ from app.streams import sse
 from app.streams.backlog import Backlog
 from app.streams.event import Event
 from app.streams.hub import Hub, Topic
-from app.streams.ids import StreamId
+from app.streams.ids import BEGINNING, StreamId
 from app.streams.reading import Page, read_after, read_at
 from app.streams.resume import Live, Reload, Replay, decide
 from app.streams.sse import chunk
@@ -61,9 +61,9 @@ class _SentAway(Exception):
 
 class Subscriber:
     __slots__ = (
-        "_arriving", "_begin", "_catchup", "_closed", "_cursor", "_cursor_unreadable", "_ending", "_gone",
-        "_hub", "_live", "_opened_s", "_parked", "_topic", "_wire", "backlog", "last_write_s",
-        "owes_heartbeat", "position", "rest",
+        "_arriving", "_begin", "_catchup", "_caught_up", "_closed", "_cursor", "_cursor_unreadable",
+        "_ending", "_gone", "_hub", "_live", "_opened_s", "_parked", "_topic", "_wire", "backlog",
+        "last_write_s", "owes_heartbeat", "position", "rest",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,7 @@ class Subscriber:
         self._ending = hub.draining
         self._gone = False
         self._closed = False
+        self._caught_up = False
         self.backlog = Backlog(hub.settings.backlog_limit_events)
         self.rest: memoryview | None = None  # of a chunk that the hub could write only in part
         self.owes_heartbeat = False
@@ -104,6 +105,14 @@ class Subscriber:
         """Without meaning while its task is awake: that looks at everything before it parks."""
         if self._parked is not None:
             self._parked.cancel()
+
+    @property
+    def proven_position(self) -> StreamId:
+        """Up to where it has everything, in the data set that the hub reads; that may be ahead of the hub, if
+        it comes from an instance that reads faster. A cursor that was not judged yet proves nothing, nor does
+        one from before the stream went back."""
+        proven = self._caught_up and not self.backlog.went_back
+        return self.position.read_after if proven else BEGINNING
 
     def end(self) -> None:
         """Send it away with a `retry:` and a clean end, as soon as its task gets to it."""
@@ -232,7 +241,7 @@ class Subscriber:
         if self._cursor is not None:
             await self._catch_up(self._cursor)
             return
-        self.position = self._topic.position
+        self.position, self._caught_up = self._topic.position, True
         self.backlog.clear()
         if self._cursor_unreadable:
             await self._write(chunk(sse.reload_block(self.position, "invalid_id")))
@@ -250,7 +259,7 @@ class Subscriber:
         for the chunk that was begun, and read again from the position it has by then.
         """
         topic, hub = self._topic, self._hub
-        self.position = cursor
+        self.position, self._caught_up = cursor, False
         pages: _Pages | None = None  # as soon as the cursor is known to be worth one
         wants_survey = self._catchup == "compact"
         survivors: Survivors | None = None
@@ -313,6 +322,7 @@ class Subscriber:
                     break
             if self.backlog.went_back:
                 break  # behind its back: what waits tells so, and goes on from there
+        self._caught_up = True
         if self._wire is None:
             await self._write()  # nothing was missed
 

@@ -31,7 +31,7 @@ export interface ReloadRequiredEnvelope {
  */
 export interface ReloadData {
 	/**
-	 * `trimmed`, `overflow`, `invalid_id`, or a producer's own word.
+	 * `trimmed`, `overflow`, `invalid_id`, `unreadable`, or a producer's own word.
 	 */
 	reason: string;
 }
