@@ -147,6 +147,7 @@ class Browser:
     """One client, from the first bytes to the end of its stream."""
 
     def __init__(self, world: "World", stuck_timeout_s: float) -> None:
+        self.received = bytearray()  # of the event stream, without HTTP's framing
         self.messages: list[Message] = []
         self.ended_s: float | None = None
         self.connection = trio.CancelScope()  # the task that serves it
@@ -163,6 +164,7 @@ class Browser:
 
     def _read(self, text: bytes) -> None:
         """Every block dispatches something, whatever the client: no `id:` and no `retry:` stands alone."""
+        self.received += text
         self.messages += self._parser.feed(text)
         *blocks, self._block = (self._block + text.decode()).split("\n\n")
         for block in blocks:
@@ -351,9 +353,20 @@ class World:
         page = await read_newest(self.client, watched.key, 0)
         await watched.lose(page.stream, forced=forced)
 
-    async def open(self, topic: str = "a") -> None:
-        """Have the hub watch a topic, from where it stands now. One that nobody has written to is watched for
-        as long as it has a client: that one stays."""
+    async def position_of(self, topic: str = "a") -> str:
+        """Where a client that connects now is told that it stands."""
+        browser = self.connect(topic=topic)
+        await self.settle()
+        browser.disconnect()
+        await self.settle()
+        return browser.position
+
+    async def open(self, topic: str = "a", *, afresh: bool = False) -> None:
+        """Have the hub watch a topic, from where it stands now; `afresh`: also if it is watched already. One
+        that nobody has written to is watched for as long as it has a client: that one stays."""
+        watched = self.tails.watched.get(stream_key(topic))
+        if afresh and watched is not None:
+            self.hub.forget(watched)
         browser = self.connect(topic=topic)
         await self.settle()
         if self.writer.exists(stream_key(topic)):

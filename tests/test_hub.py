@@ -1,5 +1,6 @@
 """The fan-out, and what the hub does for all clients together: heartbeats, limits, leaving, draining."""
 
+import contextlib
 import itertools
 from collections import Counter
 
@@ -17,6 +18,7 @@ from app.settings import Settings
 from app.streams import hub as hub_module
 from app.streams.hub import Hub
 from app.streams.ids import StreamId
+from app.streams.sse import HEARTBEAT, chunk
 from app.streams.tail import Tails
 
 KINDS = [False, True]
@@ -366,6 +368,44 @@ async def test_a_heartbeat_finds_out_who_has_gone(autojump_clock, make_world):
 
     assert browser.ended_cleanly is False
     assert world.hub.statistics().clients == 0
+
+
+async def test_no_heartbeat_cuts_in_on_a_fan_out(autojump_clock, world, yields_often):
+    """A client whose turn has yet to come, and whose socket is full, would fall behind over the heartbeat
+    and so be taken for one that has the events."""
+    browsers = [world.connect() for _ in range(100)]
+    await world.settle()
+    live = world.tails.watched[stream_key("a")].live
+    subscriber, send_nowait = list(live.items())[-1]
+    (last,) = [browser for browser in browsers if browser.subscriber is subscriber]
+    fill(send_nowait)
+
+    async def let_its_heartbeat_be_due() -> None:
+        autojump_clock.jump(100)
+        for browser in browsers:
+            if browser is not last:  # or the heartbeats yield before they come to it
+                browser.subscriber.last_write_s = trio.current_time()
+
+    world.publish(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(let_its_heartbeat_be_due)
+        await world.deliver()
+    await read_all(world, last)
+
+    assert all(browser.told == ["1-0 n1"] for browser in browsers)
+
+
+def fill(send_nowait) -> None:
+    """Write comments to a socket, each a whole chunk, until the kernel takes no more."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            send_nowait(chunk(HEARTBEAT))
+
+
+async def read_all(world, browser) -> None:
+    for _ in range(10):
+        browser.receive()
+        await world.settle()
 
 
 # -- joining and leaving

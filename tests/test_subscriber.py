@@ -1,6 +1,7 @@
 """One client: what it is told, from wherever it comes and whatever happens meanwhile."""
 
 import itertools
+import json
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from app.streams import subscriber as subscriber_module
 from app.streams import window as window_module
 from app.streams.hub import HubFull
 from app.streams.ids import BEGINNING, StreamId
+from app.streams.sse import Parser
 
 pytestmark = pytest.mark.parametrize("asgi", [False, True], ids=["socket", "asgi"])
 
@@ -219,19 +221,32 @@ async def test_trimming_between_two_pages_is_a_reload(autojump_clock, make_world
     browser.check_no_gap(at(1), appended)
 
 
-async def test_a_client_cut_during_its_replay_can_resume_it(autojump_clock, make_world, asgi):
+@pytest.mark.parametrize("window_limit_events", [0, 50])
+@pytest.mark.parametrize("catchup", ["all", "compact"])
+async def test_a_client_cut_anywhere_in_its_replay_can_resume_it(
+    autojump_clock, make_world, asgi, window_limit_events, catchup
+):
     """It brought its cursor in the query, so its browser has no last event id of its own yet."""
-    world = await make_world(replay_page_events=2, window_limit_events=0)
-    world.publish(*range(1, 10))
-    browser = world.connect("1-0", asgi=asgi)
-    while not browser.begun:
-        await trio.lowlevel.checkpoint()
-    browser.disconnect()
+    world = await make_world(replay_page_events=2, window_limit_events=window_limit_events)
+    world.publish(*range(1, 6))
+    browser = world.connect("1-0", catchup=catchup, asgi=asgi)
     await world.settle()
+    browser.receive()
 
-    assert browser.position in ("", *(f"{number}-0" for number in range(1, 10)))
-    if browser.messages:
-        assert browser.position != ""
+    positions = []
+    for length in range(len(browser.received) + 1):
+        parser = Parser()
+        messages = parser.feed(bytes(browser.received[:length]))
+        told = [message.last_event_id for message in messages if is_event(message)]
+        if parser.last_event_id not in positions:
+            positions.append(parser.last_event_id)
+        assert told == [f"{number}-0" for number in range(2, len(told) + 2)]
+        assert parser.last_event_id == (told[-1] if told else parser.last_event_id)
+    assert positions == ["", "1-0", "2-0", "3-0", "4-0", "5-0"]
+
+
+def is_event(message) -> bool:
+    return message.data is not None and json.loads(message.data)["event"] != "position"
 
 
 @pytest.mark.usefixtures("slices")
@@ -386,6 +401,87 @@ async def test_a_wipe_during_the_read_is_told_once_though_much_came_since(autoju
     await world.publish_and_deliver(23)
 
     assert browser.told == ["22-0 trimmed", "23-0 n23"]
+
+
+async def test_a_loss_before_the_read_is_told_by_the_read_alone(autojump_clock, make_world, asgi):
+    """Redis is away; by the time that it answers this client, the hub has told of a wipe and gone on."""
+    world = await make_world(window_limit_events=0)
+    world.publish(1, 2, 3)
+    await world.open()
+    world.client.away = True
+    browser = world.connect("2-0", asgi=asgi)
+    await trio.sleep(3)
+
+    world.client.away = False
+    world.writer.flushall()
+    world.publish(10)
+    await world.lose(forced=True)
+    world.publish(11, 12)
+    await world.deliver()
+    await trio.sleep(10)
+    await world.publish_and_deliver(13)
+
+    assert browser.told == ["12-0 trimmed", "13-0 n13"]
+
+
+async def test_what_came_while_redis_was_away_is_in_the_read(autojump_clock, make_world, asgi):
+    """More than may wait: the replay brings it, whether or not the hub has caught up with the stream."""
+    world = await make_world(window_limit_events=0, backlog_limit_events=2)
+    appended = world.publish(1, 2, 3)
+    await world.open()
+    world.client.away = True
+    browser = world.connect("2-0", asgi=asgi)
+    await trio.sleep(3)
+
+    world.client.away = False
+    appended += world.publish(4, 5, 6, 7)
+    await world.deliver()
+    appended += world.publish(8)  # which the hub has yet to read
+    reads = world.client.reads
+
+    async def not_for_ever() -> None:
+        await trio.lowlevel.checkpoint()
+        assert world.client.reads < reads + 20
+
+    world.client.at_await = not_for_ever
+    await trio.sleep(10)
+
+    browser.check_no_gap(at(2), appended)
+
+
+@pytest.mark.parametrize(("cursor", "numbers"), [(None, (10, 11)), ("1-0", (1, 2, 3)), ("1-0", "older")])
+@pytest.mark.parametrize("before_read", [1, 2])
+async def test_a_stream_that_changes_before_the_backfill_is_not_taken_for_the_hubs(
+    autojump_clock, world, asgi, cursor, numbers, before_read
+):
+    """Flushed and filled again, or restored from an older dump: the tail has yet to see it, so the window may
+    not take in what is there now. The client's first read asks for its cursor, the second is the backfill."""
+    origin = await world.position_of()
+    world.publish(1, 2)
+    dump = world.writer.dump("topic:events:a")
+    world.publish(3, 4)
+    await world.open(afresh=True)
+    reads = world.client.reads
+    changed = False
+
+    async def change() -> None:
+        nonlocal changed
+        await trio.lowlevel.checkpoint()
+        if world.client.reads == reads + before_read and not changed:
+            changed = True
+            if numbers == "older":
+                world.writer.restore("topic:events:a", 0, dump, replace=True)
+            else:
+                world.writer.flushall()
+                world.publish(*numbers)
+
+    world.client.at_await = change
+    browser = world.connect(cursor or origin, asgi=asgi)
+    await trio.sleep(0.1)
+
+    assert changed
+    assert "topic:events:a" in world.tails.rechecked
+    assert (browser.told, browser.position) == ([], "")
 
 
 async def test_a_client_ahead_of_the_hub_gets_nothing_twice(autojump_clock, world, asgi):

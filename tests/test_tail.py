@@ -9,11 +9,11 @@ from servers import redis_client, run_redis, valkey_binary, wait_for
 from structlog.testing import capture_logs
 
 from app.publish import stream_key
-from app.redis_connection import Address, Client, RedisRefused
+from app.redis_connection import Address, Client, Command, Connection, RedisRefused
 from app.streams.ids import BEGINNING, StreamId
-from app.streams.reading import Entry, read_newest
+from app.streams.reading import Entry, read_newest, snapshot_command
 from app.streams.resume import Snapshot
-from app.streams.tail import Tails
+from app.streams.tail import PROBED_TOPICS, Tails
 
 TIMEOUT_S = 5.0
 # Far below the 5 s for which a read blocks: whoever waits for that fails.
@@ -429,6 +429,32 @@ async def test_a_topic_without_a_stream_is_told_of_a_flush(tails, watch, writer)
         pipeline.execute()
 
     await topic.wait_lost(at(2), forced=True)
+
+
+async def test_a_wipe_between_a_read_and_its_proof_is_a_loss(tails, watch, writer, monkeypatch):
+    """The stream is filled again, so that its counters and ids are those that the read would have left. Only
+    topics beyond the first few are proven by a second question."""
+    for number in range(PROBED_TOPICS):
+        await watch(tails, f"other{number}")
+    add(writer, "a", 1, 2)
+    topic = await watch(tails, "a")
+    call = Connection.call
+    wiped = False
+
+    async def wipe_before_the_proof(self: Connection, *commands: Command) -> list[object]:
+        nonlocal wiped
+        if not wiped and commands[-1] == snapshot_command(topic.key):
+            wiped = True
+            writer.flushall()
+            add(writer, "a", 1, 2, 3)
+        return await call(self, *commands)
+
+    monkeypatch.setattr(Connection, "call", wipe_before_the_proof)
+    add(writer, "a", 3)
+
+    await topic.wait_lost(at(3), forced=True)
+    assert wiped
+    assert topic.delivered == []
 
 
 async def test_a_stream_that_was_replaced_is_a_loss(tails, watch, writer):
