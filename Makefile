@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve example test test-client test-client-with-node lint types soak bench bench-quick bench-peers lock clean
+.PHONY: help serve example test test-client test-client-with-node lint types fuzz soak bench bench-quick bench-peers lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	@if command -v node >/dev/null; then $(BIN)/pyright --pythonpath $(BIN)/python; else echo "types: skipped, pyright needs node"; fi
+
+fuzz: $(VENV)/.dev ## 100,000 connections of HTTP/1.1 and 20,000 of HTTP/2 that nobody would make: HTTP1=, HTTP2=, SEED=
+	$(BIN)/python -m tests.fuzz --http1 $(or $(HTTP1),100000) --http2 $(or $(HTTP2),20000) $(if $(SEED),--seed $(SEED))
 
 soak: $(VENV)/.dev client/node_modules/.package-lock.json ## the delivery checker and the model of tabs for long: ROUNDS=2000
 	$(BIN)/python -m tests.delivery --rounds $(or $(ROUNDS),2000)

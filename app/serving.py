@@ -439,7 +439,8 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             with trio.move_on_after(HandlerSettings.send_timeout_s, shield=True) as bound:
                 async with self.send_lock:
                     await self.stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            # Busy: sends wait for each other, so it is another task of ours that closes the connection.
             await self.protocol.handle(Closed())
         else:
             if bound.cancelled_caught:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import hpack
 import redis
@@ -24,6 +24,12 @@ ENHANCE_YOUR_CALM = 0xB
 _ABORT = struct.pack("ii", 1, 0)
 
 Field = tuple[bytes, bytes]
+
+
+def linger_none(sock: Any) -> None:
+    """Its close sends RST."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
 
 
 def frame(kind: int, flags: int = 0, stream_id: int = 0, payload: bytes = b"") -> bytes:
@@ -104,8 +110,7 @@ class Socket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        linger_none(self._sock)
         self._sock.close()
 
     def send(self, data: bytes) -> bool:

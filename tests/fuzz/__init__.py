@@ -1,0 +1,1 @@
+"""Connections that nobody would make, against a real server process."""
