@@ -6,6 +6,7 @@ request turns out to be for a stream, the connection leaves Hypercorn (serving.p
 """
 
 # pyright: reportUnknownMemberType=false
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,31 @@ from app.handler_settings import CONNECTION_STATE_KEY
 from app.stream_request import StreamRequest, read_stream_request
 
 _VERSIONS: Final = frozenset((b"1.0", b"1.1"))
+
+
+# A path, or a whole URL, of which the path counts (RFC 9112, section 3.2); `*` and names of hosts are for
+# servers of another kind. What could not be taken apart later is refused here.
+_TARGET: Final = re.compile(
+    rb"(?:https?://(?:[A-Za-z0-9._~%!$&'()*+,;=:@-]+|[A-Za-z0-9._~%:-]*@?\[[0-9A-Fa-f:.]+\](?::[0-9]*)?)"
+    rb"(?=[/?]|\Z))?(?P<path>/[!-~]*)?(?P<query>\?[!-~]*)?",
+    re.IGNORECASE,
+)
+
+
+def _path(target: bytes) -> bytes | None:
+    """With its query; None where there is none to serve."""
+    found = _TARGET.fullmatch(target)
+    if found is None or (found["path"] is None and not target.lower().startswith(b"http")):
+        return None
+    return found["path"] or b"/" + (found["query"] or b"")
+
+
+def _has_two_lengths(request: h11.Request) -> bool:
+    """Whether what stands before us may see the body end elsewhere than we do (RFC 9112, section 6.1)."""
+    names = {bytes(name).lower() for name, _ in request.headers}
+    if b"transfer-encoding" not in names:
+        return False
+    return b"content-length" in names or request.http_version == b"1.0"
 
 
 @dataclass
@@ -39,6 +65,10 @@ class Http11(H11Protocol):
         if request.method == b"CONNECT":
             await self._refuse(501)  # no tunnels
             return
+        target = _path(request.target)
+        if target is None or _has_two_lengths(request):
+            await self._refuse(400)
+            return
         handler: Any = self.connection_state.get(CONNECTION_STATE_KEY)
         if handler is not None and handler.stream_endpoint is not None:
             # Another one came before it on this connection; from here on it goes the same way as a first one.
@@ -47,13 +77,13 @@ class Http11(H11Protocol):
             asked = read_stream_request(line + fields + b"\r\n")
             if isinstance(asked, StreamRequest):
                 raise StreamAsked(asked)
-        await self._serve(request)
+        await self._serve(request, target)
 
     async def _refuse(self, status: int) -> None:
         await self._send_error_response(status)
         await self.send(Closed())
 
-    async def _serve(self, request: h11.Request) -> None:
+    async def _serve(self, request: h11.Request, target: bytes) -> None:
         self.stream = HTTPStream(
             self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
             self.stream_send, STREAM_ID,
@@ -65,7 +95,7 @@ class Http11(H11Protocol):
                 headers=headers,
                 http_version=request.http_version.decode("ascii"),
                 method=request.method.decode("ascii").upper(),
-                raw_path=request.target,
+                raw_path=target,
                 state=self.connection_state,
             )
         )

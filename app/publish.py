@@ -15,7 +15,8 @@ DEFAULT_STREAM_MAXLEN: Final = 1000
 DEFAULT_MAX_EVENT_BYTES: Final = 4096
 
 # Not dots alone: browsers and proxies read those as path steps.
-_TOPIC_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.:~-]{1,128}", re.ASCII)
+TOPIC_ID_PATTERN: Final = r"(?!\.{1,2}$)[A-Za-z0-9_.:~-]{1,128}"  # also as JSON Schema reads it
+_TOPIC_ID = re.compile(TOPIC_ID_PATTERN, re.ASCII)
 
 
 class InvalidTopicId(ValueError):

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 STREAM_ENDPOINT_KEY: Final = "stalecast.streams"
 RECEIVE_BYTES: Final = 1 << 14
+# How long a client that sends no more may wait for its answer: twice what Redis may take.
+HALF_CLOSED_LIMIT_S: Final = 10.0
 # Linux: how long sent bytes may stay unacknowledged, or a peer's window closed, before the kernel gives up.
 TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
 # The collector walks every live task at each full collection, which is what 10,000 clients are made of, and
@@ -203,6 +205,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             deadline=trio.current_time() + HandlerSettings.request_head_timeout_s
         )
         self._idle = True
+        self.follows = False
         connections = getattr(context, "connections", None)
         self._connections: Connections[ConnectionHandler] = (
             Connections(HandlerSettings.connections_limit) if connections is None else connections
@@ -322,7 +325,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         endpoint = self.stream_endpoint
         assert endpoint is not None
         self._idle = False
-        for name in ("protocol", "send_lock", "_task_group"):  # of requests before this one
+        for name in ("protocol", "send_lock", "_changed", "_task_group"):  # of requests before this one
             self.__dict__.pop(name, None)
         wire = DirectWire(self.stream, HandlerSettings.send_timeout_s)
         head = _response_head(endpoint.fields(asked.origin))
@@ -336,13 +339,13 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             if subscriber is None:
                 return
             try:
-                if await self._catch_up(subscriber, wire):
+                if await self._catch_up(subscriber, wire, live=asked.live):
                     del begin, head
                     await subscriber.follow()
             finally:
                 subscriber.close()
 
-    async def _catch_up(self, subscriber: "Subscriber", wire: DirectWire) -> bool:
+    async def _catch_up(self, subscriber: "Subscriber", wire: DirectWire, *, live: bool) -> bool:
         if subscriber.is_prompt:
             return await subscriber.catch_up()
 
@@ -351,7 +354,10 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
                 while True:
                     await wire.wait_input()
             except ClientGone:
-                subscriber.disconnect()
+                # Nobody can tell who has left from who has only said all that it has to say. A stream that
+                # goes on would keep whoever has left; an answer is soon over, and is given.
+                if live:
+                    subscriber.disconnect()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
@@ -368,6 +374,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         deadline = self._reading.deadline
         self._reading = trio.CancelScope(deadline=deadline)
         self.send_lock = trio.Lock()
+        self._changed = trio.Event()  # when a request was answered, or became a stream that goes on
         asked: StreamRequest | None = None
         async with Requests() as task_group:
             self._task_group = task_group
@@ -402,13 +409,21 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             except StreamAsked as asked:
                 return asked.request
             if not data:
+                await self._wait_answered()
                 return None
             data = b""
+
+    async def _wait_answered(self) -> None:
+        """The client has said all that it has to say, and may still wait for its answer."""
+        with trio.move_on_after(HALF_CLOSED_LIMIT_S):
+            while not (self._idle or self.follows):
+                self._changed = trio.Event()
+                await self._changed.wait()
 
     async def _shake_hands(self) -> tuple[str, Any, bool]:
         if not isinstance(self.stream, trio.SSLStream):
             return "http/1.1", self.stream.socket, False
-        with trio.fail_after(self.config.ssl_handshake_timeout):
+        with trio.fail_at(self._reading.deadline):  # the request's head has what is left of it
             await self.stream.do_handshake()
         return self.stream.selected_alpn_protocol() or "http/1.1", self.stream.transport_stream.socket, True
 
@@ -418,6 +433,8 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             if data:
                 await self._send_bounded(data)
         elif isinstance(event, Closed):
+            self._idle = True
+            self._changed.set()
             # Quart cancels the request's task as soon as it is told of the end, and it is this very task that
             # has yet to close the connection.
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
@@ -425,6 +442,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
                 await self.protocol.handle(Closed())
         elif isinstance(event, Updated):
             self._idle = event.idle
+            self._changed.set()
             if event.idle:
                 self._reading.deadline = trio.current_time() + self.config.keep_alive_timeout
                 if self.context.terminated.is_set():
@@ -446,6 +464,11 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             if bound.cancelled_caught:
                 self.abort()
                 await self.protocol.handle(Closed())
+
+    def begin_following(self) -> None:
+        """What is being answered is a stream that goes on: it ends with what its client sends."""
+        self.follows = True
+        self._changed.set()
 
     # -- the worker's side
 
@@ -532,8 +555,10 @@ class EventStream(Response):
     `open(begin)` returns it, or None when it has answered in full by itself; `begin(first bytes)` sends the
     head and returns the wire."""
 
-    def __init__(self, open_: Open, headers: dict[str, str]) -> None:
+    def __init__(self, open_: Open, headers: dict[str, str], *, live: bool) -> None:
+        """`live`: whether it goes on until its client leaves."""
         super().__init__(b"", headers=headers)
+        self.live = live
         self.timeout = None  # Quart's 60 s would cut the body without a final chunk
         self.headers.pop("content-length", None)
         self.open = open_
@@ -547,7 +572,11 @@ class StreamConnection(TrioASGIHTTPConnection):
             await super()._send_response(send, response)
             return
         handler: object = self.scope.get("state", {}).get(CONNECTION_STATE_KEY)
-        abort = handler.abort if isinstance(handler, ConnectionHandler) else _nothing
+        abort = _nothing
+        if isinstance(handler, ConnectionHandler):
+            abort = handler.abort
+            if response.live:
+                handler.begin_following()
         start: Any = {
             "type": "http.response.start",
             "status": response.status_code,

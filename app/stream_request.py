@@ -28,6 +28,8 @@ _REQUEST_LINE: Final = re.compile(
 _FIELD: Final = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~\x80-\xff](?:[ \t]*[!-~\x80-\xff])*)?)[ \t]*\r\n"
 )
+# A line that ends in LF alone. HTTP parsers may take it (RFC 9112, section 2.2): theirs to read, at once.
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 # A body, another protocol, an interim answer: each is a conversation of its own.
 _UNUSUAL: Final = frozenset(
     (b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"te", b"trailer")
@@ -72,7 +74,7 @@ def read_stream_request(data: bytes) -> StreamRequest | NotRead:
     """`data`: everything the client has sent since it connected, or since the last response."""
     end = data.find(_END)
     if end < 0:
-        possible = data.startswith(_START) or _START.startswith(data)
+        possible = (data.startswith(_START) or _START.startswith(data)) and not _BARE_LF.search(data)
         return NotRead.INCOMPLETE if possible and len(data) < LIMIT_BYTES else NotRead.UNUSUAL
     line = _REQUEST_LINE.match(data)
     if line is None:

@@ -34,12 +34,13 @@ from quart_schema.openapi import OpenAPIProvider
 from quart_trio import QuartTrio
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing.converters import BaseConverter
 
 from app import __version__
 from app.contracts import ContractViolation
 from app.cors import Cors
 from app.logging import LimitedLog, cut
-from app.publish import InvalidTopicId, publish_topic_event, stream_key
+from app.publish import TOPIC_ID_PATTERN, InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services, public_reason
 from app.serving import Begin, EventStream, StreamConnection, offer_streams
@@ -54,9 +55,11 @@ from app.streams.wire import Wire
 
 STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
-    # no-transform: proxies that compress also buffer.
-    "Cache-Control": "no-cache, no-transform",
+    # private, no-store: a cache that joins requests would give one client another's stream, or one that has
+    # ended; some heed only the one, some only the other. no-transform: proxies that compress also buffer.
+    "Cache-Control": "private, no-store, no-transform",
     "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
 }
 PROBLEM_TYPE: Final = "application/problem+json"
 # When the server is full, a browser's EventSource must not get an error status: it would give up for good.
@@ -65,6 +68,8 @@ FULL_RETRY_MS: Final = 30_000
 DETAIL_LIMIT_CHARS: Final = 1000
 # Around the event: field names, whitespace, escapes.
 BODY_OVERHEAD: Final = 4
+# What is slower holds a connection rather than sends a body.
+BODY_LEAST_BYTES_PER_S: Final = 1000
 
 _log = structlog.get_logger("stalecast.web")
 _limited_log = LimitedLog(_log)
@@ -134,7 +139,22 @@ class StreamBody(RootModel[str]):
 
 
 class _OpenApi(OpenAPIProvider):
-    """quart-schema writes application/json for every body; two of ours have another type."""
+    """quart-schema writes application/json for every body, of which two of ours have another type, and it
+    cannot know what a topic id or an event's name may be."""
+
+    def build_request_body(self, model: Any, source: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        described, components = super().build_request_body(model, source)
+        if model is EventToPublish:
+            services: Services = self._app.extensions["stalecast"]
+            properties = described["content"]["application/json"]["schema"]["properties"]
+            properties["event"]["enum"] = [kind.name for kind in services.registry]
+        return described, components
+
+    def build_path_parameter(self, name: str, converter: BaseConverter) -> dict[str, Any]:
+        described = super().build_path_parameter(name, converter)
+        if name == "topic_id":
+            described["schema"]["pattern"] = f"^{TOPIC_ID_PATTERN}$"
+        return described
 
     def build_response_object(self, model: Any, headers_model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         described, components = super().build_response_object(model, headers_model)
@@ -149,6 +169,13 @@ _CONTENT_TYPES: Final[dict[Any, str]] = {Problem: PROBLEM_TYPE, StreamBody: "tex
 
 class _Schema(QuartSchema):
     openapi_provider_class = _OpenApi
+    _document: bytes | None = None
+
+    @hide
+    async def openapi(self) -> ResponseReturnValue:
+        if self._document is None:  # once: it takes 4 ms, and anybody may ask
+            self._document = json.dumps(self.openapi_provider.schema()).encode()
+        return self._document, 200, {"Content-Type": "application/json"}
 
 
 @dataclass
@@ -165,7 +192,11 @@ def create_app(settings: Settings) -> QuartTrio:
     services = Services(settings)
     app = QuartTrio("app", static_folder=None)
     app.asgi_http_class = StreamConnection
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_event_bytes * BODY_OVERHEAD
+    # `//` is no `/`: a redirect would name the host that the client has named, and no TLS behind a proxy.
+    app.url_map.merge_slashes = False
+    body_limit_bytes = settings.max_event_bytes * BODY_OVERHEAD
+    app.config["MAX_CONTENT_LENGTH"] = body_limit_bytes
+    app.config["BODY_TIMEOUT"] = settings.request_head_timeout_s + body_limit_bytes / BODY_LEAST_BYTES_PER_S
     app.extensions["stalecast"] = services
     _Schema(
         app,
@@ -271,7 +302,7 @@ def _add_stream_routes(app: QuartTrio, services: Services, streams: Streams) -> 
         cursor = choose_cursor(request.headers.get("Last-Event-ID"), query.get("lastEventId"))
         user_agent = request.headers.get("User-Agent", "")
         asked = StreamRequest(topic_id, cursor, catchup, live, request.headers.get("Origin"), user_agent)
-        return EventStream(partial(streams.open, asked), STREAM_HEADERS)
+        return EventStream(partial(streams.open, asked), STREAM_HEADERS, live=live)
 
     @app.get("/v1/topics/<topic_id>/cursor")
     @tag(["streams"])

@@ -244,8 +244,8 @@ def unharmed(server: AppServer, redis_url: str) -> Iterator[Neighbour]:
     assert server.is_running
     assert server.pid == pid
     log = server.output()[before:]
-    assert "_failed" not in log
-    assert "Traceback" not in log
+    faults = [line for line in log.splitlines() if "_failed" in line or "Traceback" in line]
+    assert not faults, faults
 
 
 def log_events(server: AppServer, event: str) -> int:

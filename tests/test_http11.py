@@ -2,6 +2,7 @@
 stream meanwhile (`unharmed`)."""
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,8 +15,11 @@ from app import contain
 from app.contain import DETAIL_LIMIT_CHARACTERS, KINDS_LIMIT, LOG_INTERVAL_S, LogLimit, cut
 from app.serving import ConnectionHandler, Context, hypercorn_config
 from app.settings import Settings
+from app.web import BODY_LEAST_BYTES_PER_S, BODY_OVERHEAD
 
 HEAD_TIMEOUT_S = 1.0
+MAX_EVENT_BYTES = 256
+BODY_TIMEOUT_S = HEAD_TIMEOUT_S + MAX_EVENT_BYTES * BODY_OVERHEAD / BODY_LEAST_BYTES_PER_S
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 UPGRADE = b"Connection: upgrade\r\nUpgrade: websocket\r\n"
 
@@ -31,6 +35,8 @@ def server(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     settings = {
         "STALECAST_REQUEST_HEAD_TIMEOUT_S": str(HEAD_TIMEOUT_S),
         "STALECAST_KEEP_ALIVE_TIMEOUT_S": "1",
+        "STALECAST_MAX_EVENT_BYTES": str(MAX_EVENT_BYTES),
+        "STALECAST_PUBLISH_TOKEN": "secret",
     }
     with run_app(tmp_path_factory.mktemp("server"), redis_url=redis_url, settings=settings) as server:
         yield server
@@ -97,6 +103,135 @@ def test_no_connection_stays_open_for_ever(server: AppServer, redis_url: str, he
     with unharmed(server, redis_url), Socket.open(server) as client:
         client.send(head)
         client.read_end()
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"?x", 400),
+        (b"http://[::1/", 400),
+        (b"http://[::1]/healthz", 200),
+        (b"http://x:99999999/healthz", 200),  # the path counts
+        (b"http://x", 404),
+        (b"http://x?y", 404),
+        (b"http:///healthz", 400),
+        (b"https://user:pw@x/healthz", 200),
+        (b"ftp://x/healthz", 400),
+        (b"healthz", 400),
+        (b"*", 400),
+        (b"x:80", 400),
+        (b"//[::1/", 404),
+        (b"//healthz", 200),
+        (b"", 400),
+        (b"http:", 400),
+        (b"http://", 400),
+        (b"http://u@[::1]:80/healthz", 200),
+        (b"/%", 404),
+        (b"/%zz%", 404),
+        (b"/%00", 404),
+        (b"/v1/sse/%00", 422),
+        (b"/v1/sse/%ff", 422),
+        (b"/v1/sse/%2e%2e", 422),
+        (b"/v1/sse/a%0d%0ax", 422),
+        (b"/" + b"a" * 8000, 404),
+        (b"/healthz?" + b"&" * 8000, 200),
+        (b"/healthz?%ff=%", 200),
+        (b"/healthz#x", 404),
+    ],
+)
+def test_no_target_is_too_odd_for_an_answer(
+    server: AppServer, redis_url: str, target: bytes, status: int
+) -> None:
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.read_status() == status
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_a_head_with_bare_line_feeds_is_answered_at_once(
+    server: AppServer, redis_url: str, line_end: bytes
+) -> None:
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(line_end.join([b"GET /v1/sse/a HTTP/1.1", b"Host: x", b"X: y", b"", b""]))
+        assert client.read_status() == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 0\r\n",
+        b"Content-Length: 3\r\nContent-Length: 4\r\n",
+        b"Content-Length: 3, 4\r\n",
+        b"Content-Length: +3\r\n",
+        b"Transfer-Encoding: identity\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: \x0bchunked\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+    ],
+)
+def test_a_body_with_two_ends_is_refused_and_nothing_follows(
+    server: AppServer, redis_url: str, fields: bytes
+) -> None:
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(b"POST /v1/topics/a/events HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n0\r\n\r\n")
+        client.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers = client.read_end()
+    assert answers.split(None, 2)[1] in (b"400", b"501")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+def test_chunks_in_http_1_0_are_refused(server: AppServer, redis_url: str) -> None:
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        assert client.read_status() == 400
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET /healthz HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /v1/topics/half/cursor HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET /v1/sse/half?live=false HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET /v1/sse/half?live=false&lastEventId=1-0 HTTP/1.1\r\nHost: x\r\n\r\n", b"reload_required"),
+        (b"GET /v1/sse/half?live=false HTTP/1.0\r\n\r\n", b"200"),
+        (
+            b"POST /v1/topics/half/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+            b"Content-Length: 64\r\n\r\n"
+            + b'{"event":"argument_updated","data":{"id":"1","reason":"edited"}}',
+            b" 201",
+        ),
+    ],
+)
+def test_who_has_said_everything_gets_its_answer(
+    server: AppServer, redis_url: str, request_: bytes, expected: bytes
+) -> None:
+    """As `nc -N` does. (A stream that goes on may end: who has left looks the same.)"""
+    for _ in range(5):
+        with unharmed(server, redis_url), Socket.open(server) as client:
+            client.send(request_)
+            client.shut_down_writing()
+            assert expected in client.read_end()
+
+
+def test_a_body_that_is_cut_is_not_waited_for(server: AppServer, redis_url: str) -> None:
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(b"POST /v1/topics/a/events HTTP/1.1\r\nHost: x\r\nContent-Length: 64\r\n\r\n{")
+        client.shut_down_writing()
+        began = time.monotonic()
+        client.read_end()
+        assert time.monotonic() - began < BODY_TIMEOUT_S
+
+
+def test_a_body_keeps_a_least_pace(server: AppServer, redis_url: str) -> None:
+    with unharmed(server, redis_url), Socket.open(server) as client:
+        client.send(
+            b"POST /v1/topics/a/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+            b"Content-Length: 64\r\n\r\n"
+        )
+        assert client.read_status() == 408
 
 
 # -- what none of them should raise is contained all the same

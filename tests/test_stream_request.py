@@ -474,3 +474,22 @@ def _application() -> QuartTrio:
     if not _applications:
         _applications.append(create_app(Settings(redis_url="redis://127.0.0.1:1")))
     return _applications[0]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/sse/a HTTP/1.1\nHost: x\n\n",
+        b"GET /v1/sse/a HTTP/1.1\r\nHost: x\n\n",
+        b"GET /v1/sse/a HTTP/1.1\r\nHost: x\r\n\n",
+        b"GET /v1/sse/a HTTP/1.1\n",
+    ],
+)
+def test_a_bare_line_feed_is_somebody_elses_at_once(head: bytes) -> None:
+    """Who waits for CR LF here would wait until the connection's time is up."""
+    assert read_stream_request(head) is NotRead.UNUSUAL
+
+
+def test_a_head_that_is_cut_behind_its_carriage_return_is_incomplete() -> None:
+    for head in (b"GET /v1/sse/a HTTP/1.1\r", b"GET /v1/sse/a HTTP/1.1\r\nHost: x\r\n\r"):
+        assert read_stream_request(head) is NotRead.INCOMPLETE

@@ -176,7 +176,8 @@ def test_a_stream_has_exactly_the_promised_headers(server: AppServer, producer: 
     headers.pop("date")
     assert headers == {
         "content-type": "text/event-stream; charset=utf-8",
-        "cache-control": "no-cache, no-transform",
+        "cache-control": "private, no-store, no-transform",
+        "x-content-type-options": "nosniff",
         "x-accel-buffering": "no",
         "access-control-allow-origin": "*",
         "access-control-expose-headers": "Retry-After",
@@ -1027,3 +1028,39 @@ def test_what_a_client_sends_does_not_fill_the_log(
         ) as stream:
             assert stream.message()
         assert len(server.output()) - before < 3000
+
+
+async def test_openapi_knows_topic_ids_and_event_names(settings: MakeSettings) -> None:
+    client = client_of(settings())
+    response = await client.get("/openapi.json")
+    description = json.loads(await response.get_data())
+    for path, methods in description["paths"].items():
+        for method in methods.values():
+            for parameter in method.get("parameters", []):
+                if parameter["name"] == "topic_id":
+                    pattern = re.compile(parameter["schema"]["pattern"])
+                    assert pattern.search("a.b:c~1"), path
+                    assert not any(pattern.search(bad) for bad in ("", ".", "..", "a/b", "a" * 129, "\u00e9"))
+    publish = description["paths"]["/v1/topics/{topic_id}/events"]["post"]["requestBody"]
+    names = publish["content"]["application/json"]["schema"]["properties"]["event"]["enum"]
+    assert "argument_updated" in names
+
+
+async def test_openapi_is_made_once(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(settings())
+    first = await (await client.get("/openapi.json")).get_data()
+    monkeypatch.setattr("app.web._OpenApi.schema", None)
+    assert await (await client.get("/openapi.json")).get_data() == first
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1//sse/42", "/healthz/", "/docs/", "//evil.example/..", "/v1/sse/", "/v1/sse//42"],
+)
+async def test_nobody_is_redirected_to_a_host_that_the_client_named(
+    settings: MakeSettings, path: str
+) -> None:
+    response = await client_of(settings()).get(path, headers={"Host": "evil.example"})
+    assert response.status_code == 404
+    assert "location" not in response.headers
+    assert b"evil" not in await response.get_data()
