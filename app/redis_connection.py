@@ -60,11 +60,13 @@ _log = structlog.get_logger("stalecast.redis")
 
 
 class RedisError(Exception):
-    """`code`: the first word of Redis's error reply, or "" where there was none."""
+    """`code`: the first word of Redis's error reply, or "" where there was none. `command`: what it answered
+    so, if that matters to whoever has to mend it."""
 
-    def __init__(self, text: str, *, code: str = "") -> None:
+    def __init__(self, text: str, *, code: str = "", command: str = "") -> None:
         super().__init__(text)
         self.code = code
+        self.command = command
 
     @property
     def is_of_cluster(self) -> bool:
@@ -75,7 +77,8 @@ class RedisError(Exception):
         """For anybody to see: without addresses, names and Redis's own words."""
         if self.is_of_cluster:
             return "REDIS_URL names a node of a Redis Cluster, which this release cannot use"
-        return f"Redis answers {self.code}" if self.code else "Redis cannot be reached"
+        to = f" to {self.command}" if self.command else ""
+        return f"Redis answers {self.code}{to}" if self.code else "Redis cannot be reached"
 
 
 class RedisUnavailable(RedisError):
@@ -366,7 +369,9 @@ async def _greet(connection: Connection, address: Address, name: str) -> None:
         commands.append(("SELECT", address.database))
     _named, client_id, unblocked, *selected = await connection.call(*commands)
     for reply in selected:
-        raise_if_error(reply)
+        if isinstance(reply, hiredis.ReplyError):
+            error = to_error(reply)
+            raise type(error)(f"SELECT {address.database}: {error}", code=error.code, command="SELECT")
     # 0: CLIENT ID or UNBLOCK is not allowed to this user; reads are then short.
     wakeable = isinstance(client_id, int) and isinstance(unblocked, int)
     connection.client_id = client_id if wakeable else 0
@@ -504,8 +509,8 @@ class Client:
     async def transaction(self, commands: Sequence[Command]) -> list[Any]:
         """The commands in one MULTI; one reply each, errors as values. Raises RedisUnavailable, or
         RedisRefused when Redis refused to queue one."""
-        *queued, replies = await self.pipeline([("MULTI",), *commands, ("EXEC",)])
-        return parse_transaction(queued, replies)
+        *queued, executed = await self.pipeline([("MULTI",), *commands, ("EXEC",)])
+        return parse_transaction(queued, executed)
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """The commands in one write; one reply each, errors as values.
@@ -551,7 +556,7 @@ class Client:
                     )
                 except (RedisUnavailable, RedisRefused) as error:
                     self.trouble = error
-                    self._end_waiting(RedisUnavailable(str(error), code=error.code))
+                    self._end_waiting(RedisUnavailable(str(error), code=error.code, command=error.command))
                     delay_s = backoff.next_s()
                     _log.warning("redis_unreachable", error=str(error), retry_in_s=round(delay_s, 2))
                     await trio.sleep(delay_s)

@@ -10,6 +10,7 @@ between live and waiting.
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import length_hint
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ from app.redis_connection import Backoff, Client, RedisRefused, RedisUnavailable
 from app.settings import Settings
 from app.streams.event import Event, from_entry, reload_event
 from app.streams.ids import BEGINNING, StreamId, origin
-from app.streams.reading import Entry, Page, read_newest
+from app.streams.reading import Entry, Page, ReplyLimit, read_newest
 from app.streams.resume import Snapshot
 from app.streams.sse import HEARTBEAT, chunk
 from app.streams.tail import Tails, TailStatistics
@@ -275,6 +276,7 @@ class Hub:
         self.malformed_entries = 0
         self.overflows = 0
         self.stuck_clients = 0
+        self.reply_limit = ReplyLimit()
         self._registry = registry
         self._topics: dict[str, Topic] = {}
         # Each as one client who wanted no more than an answer has found it: gone with that client.
@@ -414,7 +416,9 @@ class Hub:
             return
         done = self._backfills[topic] = trio.Event()
         try:
-            page = await read_newest(self.client, topic.key, self.settings.window_limit_events)
+            page = await self.reply_limit.read(
+                self.settings.window_limit_events, partial(read_newest, self.client, topic.key)
+            )
             if not topic.window.backfilled and topic.agrees_with(page.stream, topic.window.base):
                 events = self.decode(topic, page.entries)
                 floor = _floor(page)

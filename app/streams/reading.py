@@ -10,7 +10,7 @@ RedisRefused, like an error reply, and no other exception leaves them.
 import functools
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -21,6 +21,7 @@ from app.publish import PAYLOAD_FIELD, stream_key
 from app.redis_connection import (
     Client,
     Command,
+    ConnectionCut,
     RedisRefused,
     error_code,
     raise_if_error,
@@ -35,6 +36,10 @@ from app.streams.resume import Snapshot, absent
 EPOCH_KEY: Final = "stalecast:epoch"
 
 EPOCH_BITS: Final = 52
+# After so many reads without a cut more is asked for again: it may have had another cause. Every mistake
+# costs a connection.
+CALM_READS: Final = 256
+FORGET_LIMIT_EVENTS: Final = 1024
 _EPOCH: Final = re.compile(rb"0|[1-9][0-9]{0,15}")
 
 Entry = tuple[StreamId, Sequence[bytes]]
@@ -60,15 +65,18 @@ def _parser(parse: Callable[P, T]) -> Callable[P, T]:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A snapshot, and entries that were in the stream at that moment, oldest first."""
+    """A snapshot, and entries that were in the stream at that moment, oldest first. `is_whole`: they are all
+    that there were behind the position asked for."""
 
     stream: Snapshot
     entry_present: bool
     entries: list[Entry]
+    is_whole: bool = False
 
 
 EPOCH_COMMAND: Final[Command] = ("GET", EPOCH_KEY)
 _NO_SUCH_KEY: Final = "no such key"
+_OF_OTHERS: Final = "because of previous errors"  # what EXEC answers after a command was not queued
 
 
 def make_epoch_command() -> Command:
@@ -90,11 +98,42 @@ async def read_after(client: Client, key: str, after: StreamId, limit_events: in
     epoch, info, found = await client.transaction([EPOCH_COMMAND, snapshot_command(key), span])
     entries = parse_entries(found)
     present = bool(entries) and entries[0][0] == after
-    return Page(
-        parse_snapshot(info, await _epoch(client, epoch)),
-        present,
-        entries[1:] if present else entries[:limit_events],
-    )
+    behind = entries[1:] if present else entries[:limit_events]
+    stream = parse_snapshot(info, await _epoch(client, epoch))
+    return Page(stream, present, behind, is_whole=len(behind) < limit_events)
+
+
+class ReplyLimit:
+    """How many events a reply may hold, learnt from the connections that Redis cut while it answered: its
+    `client-output-buffer-limit` is not ours to know, and a page that was too large is too large again."""
+
+    def __init__(self) -> None:
+        self._limit_events: int | None = None
+        self._calm_reads = 0
+
+    def of(self, wanted_events: int) -> int:
+        return wanted_events if self._limit_events is None else min(wanted_events, self._limit_events)
+
+    async def read(self, wanted_events: int, read: Callable[[int], Awaitable[Page]]) -> Page:
+        """`read` with as many events as may be. Whoever asks again after ConnectionCut asks for fewer."""
+        limit_events = self.of(wanted_events)
+        try:
+            page = await read(limit_events)
+        except ConnectionCut:
+            # Of all who were cut together, each would halve it.
+            self._limit_events = max(1, min(self.of(limit_events), limit_events // 2))
+            self._calm_reads = 0
+            raise
+        if self._limit_events is not None:
+            self._note_calm()
+        return page
+
+    def _note_calm(self) -> None:
+        self._calm_reads += 1
+        if self._calm_reads >= CALM_READS and self._limit_events is not None:
+            self._calm_reads = 0
+            doubled = 2 * self._limit_events
+            self._limit_events = doubled if doubled < FORGET_LIMIT_EVENTS else None
 
 
 async def read_at(client: Client, key: str, at: StreamId) -> Page:
@@ -278,7 +317,7 @@ def _refusals(names: Sequence[str], replies: Sequence[Any]) -> list[str]:
             continue
         error = to_error(reply)
         # Of a key that is not there, or foreign; of a MULTI whose own refusals are in the list; of the XADD.
-        if _NO_SUCH_KEY in str(reply) or error.code == "EXECABORT":
+        if _NO_SUCH_KEY in str(reply) or _OF_OTHERS in str(reply):
             continue
         if error.code == "ERR" and name.startswith("XADD"):
             continue

@@ -8,6 +8,7 @@ to catch up again, or to go.
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol, TypeVar, assert_never
 
 import structlog
@@ -298,7 +299,7 @@ class Subscriber:
                         if pages is None:
                             pages = _Pages(hub.settings.replay_page_events, page)
                             continue
-                        whole = len(page.entries) < limit_events
+                        whole = page.is_whole
                         reached = upto if whole else page.entries[-1][0]
                         pages.learn(page)
                         events = self._wanted(page, survivors)
@@ -352,7 +353,7 @@ class Subscriber:
                     return None
                 case Replay(_, upto):
                     survey.see((event.id, event.conflation_key) for event in hub.decode(topic, page.entries))
-                    whole = len(page.entries) < limit_events
+                    whole = page.is_whole
                     at = upto if whole else page.entries[-1][0]
                     if len(survey) > hub.settings.stream_maxlen:
                         await self._write(chunk(sse.reload_block(at, "overflow")))
@@ -385,13 +386,12 @@ class Subscriber:
         """A page behind `cursor` (limit 0: only whether there is such an entry) that agrees with what the hub
         believes, or that has disagreed for long."""
         topic, hub = self._topic, self._hub
+        read = partial(read_after, hub.client, topic.key, cursor)
         give_up_at_s = trio.current_time() + DISAGREEMENT_LIMIT_S
         while True:
             known, epoch = topic.position, topic.epoch
             if limit_events:
-                page = await self._patiently(
-                    lambda: read_after(hub.client, topic.key, cursor, limit_events), hub.replays
-                )
+                page = await self._patiently(lambda: hub.reply_limit.read(limit_events, read), hub.replays)
             else:
                 page = await self._patiently(lambda: read_at(hub.client, topic.key, cursor), hub.looks)
             if topic.agrees_with(page.stream, known) or trio.current_time() > give_up_at_s:
