@@ -77,8 +77,10 @@ class Server:
         environment: Mapping[str, str],
         cpu: int,
         ready_path: str | None = None,
+        *,
+        folder: Path = REPOSITORY,
     ) -> None:
-        """Without `ready_path` a server is ready as soon as it listens."""
+        """Without `ready_path` a server is ready as soon as it listens. `folder`: where it is started."""
         self.kind = kind
         self.port = port
         self._ready_path = ready_path
@@ -86,7 +88,7 @@ class Server:
         with children_on(cpu):
             self.process = subprocess.Popen(
                 command,
-                cwd=REPOSITORY,
+                cwd=folder,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,

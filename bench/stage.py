@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from redis import Redis
 
@@ -35,6 +35,10 @@ class Progress(Protocol):
 @dataclass(slots=True)
 class Stage:
     """`rounds` is how often each side is visited, in turn: A B A B is two."""
+
+    paired: ClassVar[bool] = (
+        False  # two builds of one server (bench/against.py): rounds matter more than detail
+    )
 
     redis_url: str
     quick: bool

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from app import __version__
 from bench.peers.side import HEARTBEAT_S, Side
-from bench.processes import SERVER_CPU, Server, free_port
+from bench.processes import REPOSITORY, SERVER_CPU, Server, free_port
 
 # Stalecast listens before it serves: connections wait, and would count as slow.
 READY_PATH = "/readyz"
@@ -42,5 +42,10 @@ class Stalecast(Side):
         port = port or free_port()
         arguments = ["serve", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
         environment = {"REDIS_URL": redis_url, "STALECAST_HEARTBEAT_INTERVAL_S": str(heartbeat_s)}
-        command = [sys.executable, "-m", "app", *arguments]
-        return Server(self.name, port, command, environment | self._settings, SERVER_CPU, READY_PATH)
+        command, folder_of_source = self._command(arguments)
+        environment |= self._settings
+        return Server(self.name, port, command, environment, SERVER_CPU, READY_PATH, folder=folder_of_source)
+
+    def _command(self, arguments: Sequence[str]) -> tuple[list[str], Path]:
+        """And where its source is."""
+        return [sys.executable, "-m", "app", *arguments], REPOSITORY

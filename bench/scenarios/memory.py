@@ -16,7 +16,10 @@ ROUNDS_LIMIT = 2
 
 def memory(stage: Stage) -> None:
     clients, heartbeat_s, idle_s = (200, 1, 3) if stage.quick else (5000, 15, 35)
-    stage.rounds = min(stage.rounds, ROUNDS_LIMIT)
+    if stage.paired:
+        heartbeat_s, idle_s = 4, 9
+    else:
+        stage.rounds = min(stage.rounds, ROUNDS_LIMIT)
     for size, round_, side in stage.visits([{"clients": clients}], stage.taking_part()):
         topic = stage.new_topic()
         with (
