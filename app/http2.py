@@ -39,7 +39,7 @@ from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import Frame, RstStreamFrame
 
 from app.contain import report_refused
-from app.handler_settings import CLOSE_TIMEOUT_S, HandlerSettings
+from app.handler_settings import CLOSE_TIMEOUT_S, CONNECTION_STATE_KEY, HandlerSettings
 from app.http2_limits import FrameMeter, TooMuch
 
 # A client may still send the body of a request that has its answer (curl does). So much of it is thrown away;
@@ -170,6 +170,9 @@ class Http2(H2Protocol):
             for _ in range(self._take_resets_sent()):
                 self._meter.reset_again()
             await self._handle_events(events)
+            handler: Any = self.connection_state.get(CONNECTION_STATE_KEY)
+            if handler is not None:
+                handler.expect_rest(is_owed=self._meter.in_header_block)
         except TooMuch as error:
             report_refused(f"http2_{error.reason}")
             await self._go_away(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)

@@ -1,7 +1,10 @@
 """What one HTTP/2 connection may do to the server, on a real process: nothing. An innocent client follows a
 stream meanwhile (`unharmed`)."""
 
+import socket
+import ssl
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +17,7 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from raw import (
+    END_HEADERS,
     END_STREAM,
     ENHANCE_YOUR_CALM,
     PREFACE,
@@ -30,12 +34,13 @@ from raw import (
     unharmed,
     window_update,
 )
-from servers import AppServer, make_certificate, run_app, run_redis
+from servers import HOST, AppServer, make_certificate, run_app, run_redis
 
 from app.http2 import DISCARD_LIMIT_BYTES, RoundRobin
 from app.http2_limits import BURST, FRAME_LIMIT_BYTES, HEADER_BLOCK_LIMIT_BYTES, RESET_COST, Frame
 
 STUCK_TIMEOUT_S = 0.5
+HEAD_TIMEOUT_S = 2.0
 PROTOCOL_ERROR = 1
 STREAM_PATH = b"/v1/sse/a"
 
@@ -57,6 +62,7 @@ def server(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "STALECAST_TLS_KEYFILE": str(certificate.keyfile),
         "STALECAST_PUBLISH_TOKEN": "secret",
         "STALECAST_STUCK_TIMEOUT_S": str(STUCK_TIMEOUT_S),
+        "STALECAST_REQUEST_HEAD_TIMEOUT_S": str(HEAD_TIMEOUT_S),
     }
     with run_app(folder, redis_url=redis_url, settings=settings) as server:
         yield server
@@ -244,6 +250,37 @@ def test_a_header_block_is_bounded(server: AppServer, redis_url: str) -> None:
         for _ in range(20):
             client.send(frame(Frame.CONTINUATION, 0, 1) * 100)
         assert client.wait_goaway() in (ENHANCE_YOUR_CALM, PROTOCOL_ERROR)
+
+
+def test_a_header_block_has_a_deadline(server: AppServer, redis_url: str) -> None:
+    """Also beside a stream that is followed, which has none itself; one that ends in time has no more."""
+    with unharmed(server, redis_url), Http2Socket.begin(server) as client:
+        client.send(request(1, request_fields(path=STREAM_PATH)))
+        client.wait_response(1)
+        block = header_block(request_fields())
+        client.send(frame(Frame.HEADERS, END_STREAM, 3, block[:10]))
+        client.send(frame(Frame.CONTINUATION, END_HEADERS, 3, block[10:]))
+        assert client.wait_response(3)[b":status"] == b"200"
+        time.sleep(HEAD_TIMEOUT_S + 0.5)
+        started_s = time.monotonic()
+        client.send(frame(Frame.HEADERS, END_STREAM, 5, block[:10]))
+        client.read_end()
+        assert HEAD_TIMEOUT_S - 0.5 < time.monotonic() - started_s < HEAD_TIMEOUT_S + 5
+
+
+def test_a_handshake_counts_within_the_heads_time(server: AppServer, redis_url: str) -> None:
+    """Also when its bytes keep coming."""
+    context, incoming, outgoing = ssl.create_default_context(), ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    hello = outgoing.read()
+    with unharmed(server, redis_url), socket.create_connection((HOST, server.port)) as client:
+        started_s = time.monotonic()
+        with pytest.raises(OSError, match=r"pipe|reset"):  # noqa: PT012 some of them are taken
+            for byte in hello:
+                client.sendall(bytes([byte]))
+                time.sleep(HEAD_TIMEOUT_S / 20)
+        assert HEAD_TIMEOUT_S - 0.5 < time.monotonic() - started_s < HEAD_TIMEOUT_S + 5
 
 
 def test_a_large_frame_is_refused_at_its_head(server: AppServer, redis_url: str) -> None:
