@@ -1,10 +1,12 @@
 """Redis as it is run in the field: users with few permissions, failovers, balancers, foreign content."""
 
+import http.client
 import json
 import signal
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import hiredis
@@ -13,7 +15,16 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
-from servers import RedisServer, free_port, redis_binary, redis_client, run_app, run_redis, wait_for
+from servers import (
+    RedisServer,
+    free_port,
+    redis_binary,
+    redis_client,
+    run_app,
+    run_redis,
+    wait_for,
+    wait_until,
+)
 from structlog.testing import capture_logs
 from tcp_proxy import TcpProxy
 from test_tail import Watched, add
@@ -746,3 +757,93 @@ def test_sentinel_is_a_clear_no(url):
 )
 def test_databases_are_numbers(url, database):
     assert Address.from_url(url).database == database
+
+
+# -- the whole server
+
+
+def readiness(app) -> tuple[int, dict]:
+    status, body = app.get("/readyz")
+    return status, json.loads(body or b"{}")
+
+
+@pytest.mark.parametrize("content", ["abc", "", "9" * 400])
+def test_a_foreign_epoch_ends_no_server_and_no_restart(server, admin, tmp_path, content):
+    admin.set(EPOCH_KEY, content)
+    with run_app(tmp_path, redis_url=server.url) as app:
+        for name in ("a", "b"):
+            status, body = readiness(app)
+            assert status == 200
+            assert any(EPOCH_KEY in one for one in body["warnings"])
+            with app_stream(app, f"/v1/sse/{name}") as stream:
+                add_event(admin, name)
+                assert b"reload_required" in read_until(stream, b"reload_required")
+            assert app.is_running
+            app.terminate()
+            assert app.wait_ended() == 0
+            app.start()
+
+
+def test_a_writer_is_told_to_come_again_after_a_failover_and_may(two_servers, tmp_path):
+    one, two = two_servers
+    settings = {"STALECAST_PUBLISH_TOKEN": "token-of-the-test"}
+    with run_app(tmp_path, redis_url=one.url, settings=settings) as app, one.client() as admin:
+        admin.execute_command("REPLICAOF", "127.0.0.1", two.port)
+        status, headers = post_event(app)
+        assert (status, "retry-after" in headers) == (503, True)
+        admin.execute_command("REPLICAOF", "NO", "ONE")
+        wait_until(lambda: post_event(app)[0] == 201, "it publishes again", 10)
+
+
+def add_event(admin: Redis, name: str) -> None:
+    admin.xadd(stream_key(name), {"payload": '{"event":"argument_updated","data":{"id":"1","reason":"r"}}'})
+
+
+@contextmanager
+def app_stream(app, path: str) -> Iterator[http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        read_until(response, b"event: position")
+        yield response
+    finally:
+        connection.close()
+
+
+def read_until(response: http.client.HTTPResponse, wanted: bytes) -> bytes:
+    received, deadline_s = b"", time.monotonic() + 10
+    while wanted not in received:
+        line = response.readline()
+        assert line, received
+        assert time.monotonic() < deadline_s, received
+        received += line
+    return received
+
+
+def post_event(app) -> tuple[int, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=10)
+    try:
+        body = json.dumps({"event": "argument_updated", "data": {"id": "1", "reason": "r"}})
+        headers = {"Authorization": "Bearer token-of-the-test", "Content-Type": "application/json"}
+        connection.request("POST", "/v1/topics/a/events", body, headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status, {name.lower(): value for name, value in response.headers.items()}
+    finally:
+        connection.close()
+
+
+def test_many_that_cannot_be_read_are_few_reloads(server, admin, tmp_path):
+    settings = {"STALECAST_UNREADABLE_GATHER_S": "0.5"}
+    with (
+        run_app(tmp_path, redis_url=server.url, settings=settings) as app,
+        app_stream(app, "/v1/sse/a") as stream,
+    ):
+        for _ in range(100):
+            admin.xadd(KEY, {"payload": "not json"})
+            time.sleep(0.01)
+        add_event(admin, "a")
+        received = read_until(stream, b'"argument_updated"')
+
+    assert 1 <= received.count(b'"unreadable"') <= 5
