@@ -17,8 +17,8 @@ import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from email.utils import formatdate
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import hypercorn.protocol
 import hypercorn.trio.run
@@ -29,7 +29,7 @@ from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGISendCallable, ConnectionState
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ConnectionState
 from hypercorn.utils import parse_socket_addr
 from quart import Quart, Response
 from quart.utils import encode_headers  # pyright: ignore[reportUnknownVariableType]
@@ -43,7 +43,7 @@ from app.http11 import Http11, StreamAsked
 from app.settings import Settings
 from app.stream_request import LIMIT_BYTES, NotRead, StreamRequest, read_stream_request
 from app.streams.sse import LAST_CHUNK, chunk, unchunk
-from app.streams.wire import AsgiWire, ClientGone, ClientStuck, DirectWire, Wire
+from app.streams.wire import AsgiWire, ClientGone, ClientStuck, DirectWire, Wire, send_or_gone
 
 if TYPE_CHECKING:
     from app.streams.subscriber import Subscriber
@@ -580,9 +580,17 @@ class EventStream(Response):
 class StreamConnection(TrioASGIHTTPConnection):
     """Sends an `EventStream` through ASGI: `QuartTrio.asgi_http_class`."""
 
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self._server_send: Any = send
+        await super().__call__(receive, send)
+
     async def _send_response(self, send: ASGISendCallable, response: Any) -> None:
+        # The server's own `send`: Quart 0.23 has a function around it that raises an error of Quart's when
+        # the client has left.
+        sending = self._server_send
         if not isinstance(response, EventStream):
-            await super()._send_response(send, response)
+            with contextlib.suppress(ClientGone):
+                await super()._send_response(partial(send_or_gone, sending), response)
             return
         handler: object = self.scope.get("state", {}).get(CONNECTION_STATE_KEY)
         abort = _nothing
@@ -590,26 +598,21 @@ class StreamConnection(TrioASGIHTTPConnection):
             abort = handler.abort
             if response.live:
                 handler.begin_following()
-        start: Any = {
+        start: dict[str, Any] = {
             "type": "http.response.start",
             "status": response.status_code,
             "headers": encode_headers(response.headers),
         }
 
         async def begin(first: bytes, then: bytes = b"") -> Wire:
-            await send(start)
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": first + unchunk(then) if then else first,
-                    "more_body": True,
-                }
-            )
+            await send_or_gone(sending, start)
+            body = first + unchunk(then) if then else first
+            await send_or_gone(sending, {"type": "http.response.body", "body": body, "more_body": True})
             # Hypercorn says nothing when the client has left meanwhile.
-            sender: object = getattr(send, "__self__", None)
+            sender: object = getattr(sending, "__self__", None)
             if isinstance(sender, HTTPStream) and sender.closed:
                 raise ClientGone("closed")
-            return AsgiWire(cast(Any, send), abort, HandlerSettings.send_timeout_s)
+            return AsgiWire(sending, abort, HandlerSettings.send_timeout_s)
 
         with contextlib.suppress(ClientGone, ClientStuck):
             subscriber = await response.open(begin)

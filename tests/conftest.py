@@ -12,6 +12,7 @@ import fakeredis
 import hiredis
 import pytest
 import redis
+import structlog
 import trio
 import trio.testing
 from hypothesis import HealthCheck, settings
@@ -34,6 +35,20 @@ settings.register_profile(
     "stalecast", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("stalecast")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a command sets up in this process ends with its test; and no logger that is first used there keeps
+    it, or other tests would not see what is logged."""
+    before, configure = structlog.get_config(), structlog.configure
+
+    def configure_for_now(**how: Any) -> None:
+        configure(**{**how, "cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", configure_for_now)
+    yield
+    configure(**before)
 
 
 @pytest.fixture(scope="session", params=["fakeredis", "valkey", "redis"])

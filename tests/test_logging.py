@@ -12,13 +12,6 @@ from app.logging import VALUE_LIMIT_CHARS, LimitedLog, configure_logging, cut, f
 from app.settings import Settings
 
 
-@pytest.fixture(autouse=True)
-def configured_as_before():
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
-
-
 @pytest.mark.parametrize(
     ("text", "limit", "expected"),
     [

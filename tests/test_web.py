@@ -169,6 +169,47 @@ async def problem(response: Any) -> dict[str, Any]:
 # -- streams
 
 
+@pytest.mark.parametrize(
+    ("path", "at_message"),
+    [("/v1/sse/left", 0), ("/v1/sse/left", 1), ("/v1/sse/left", 2), ("/healthz", 0), ("/healthz", 1)],
+)
+@pytest.mark.parametrize("in_group", [False, True])
+async def test_under_a_foreign_server_a_client_that_has_left_is_no_error(
+    settings: MakeSettings, path: str, at_message: int, in_group: bool
+) -> None:
+    """ASGI HTTP specification 2.4: `send` on a closed connection raises an OSError; from a nursery of the
+    server or of a middleware it comes in a group."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        if len(sent) == at_message:
+            closed = BrokenPipeError("closed")
+            raise ExceptionGroup("", [closed]) if in_group else closed
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"x")],
+        "server": (HOST, 1),
+        "client": (HOST, 2),
+        "extensions": {},
+        "state": {},
+    }
+    async with running(settings(heartbeat_interval_s=0.5)) as (client, services):
+        with trio.fail_after(SOON_S):
+            await client.app(scope, trio.sleep_forever, send)
+        assert len(sent) == at_message
+        assert services.hub.statistics().clients == 0
+
+
 def test_a_stream_has_exactly_the_promised_headers(server: AppServer, producer: Producer) -> None:
     with open_stream(server, producer.topic) as stream:
         assert stream.response.status == 200

@@ -379,6 +379,29 @@ async def test_asgi_raises_gone_when_send_says_that_the_connection_is_closed() -
         await _asgi_wire(send).write(chunk(b":\n\n"))
 
 
+@pytest.mark.parametrize(
+    "closed",
+    [
+        ExceptionGroup("", [OSError(errno.EPIPE, "closed")]),
+        ExceptionGroup("", [ConnectionResetError(), ExceptionGroup("", [BrokenPipeError()])]),
+    ],
+)
+async def test_asgi_raises_gone_also_when_send_says_so_from_a_nursery(closed: Exception) -> None:
+    async def send(message: dict[str, Any]) -> None:
+        raise closed
+
+    with pytest.raises(ClientGone):
+        await _asgi_wire(send).write(chunk(b":\n\n"))
+
+
+async def test_asgi_hides_no_other_error_in_a_group() -> None:
+    async def send(message: dict[str, Any]) -> None:
+        raise ExceptionGroup("two", [BrokenPipeError(), ValueError("a mistake")])
+
+    with pytest.raises(ExceptionGroup, match="two"):
+        await _asgi_wire(send).write(chunk(b":\n\n"))
+
+
 async def test_asgi_abort_is_the_servers() -> None:
     async def send(message: dict[str, Any]) -> None:
         raise AssertionError(message)

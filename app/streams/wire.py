@@ -146,6 +146,19 @@ class DirectWire:
         self._stream.socket.close()
 
 
+async def send_or_gone(send: Callable[[Any], Awaitable[None]], message: Any) -> None:
+    """Raises ClientGone for what the ASGI specification (HTTP, 2.4) has `send` raise on a closed connection:
+    an OSError, or a group of it from a server or a middleware that sends from a nursery of its own."""
+    try:
+        await send(message)
+    except OSError as error:
+        raise ClientGone("closed") from error
+    except ExceptionGroup as group:
+        if group.split(OSError)[1] is not None:
+            raise
+        raise ClientGone("closed") from group
+
+
 class AsgiWire:
     __slots__ = ("_abort", "_send", "_stuck_timeout_s", "send_nowait")
 
@@ -174,11 +187,11 @@ class AsgiWire:
     async def _send_body(self, data: bytes, *, more_body: bool) -> None:
         try:
             with trio.fail_after(self._stuck_timeout_s):
-                await self._send({"type": "http.response.body", "body": data, "more_body": more_body})
+                await send_or_gone(
+                    self._send, {"type": "http.response.body", "body": data, "more_body": more_body}
+                )
         except trio.TooSlowError:
             raise ClientStuck(f"nothing taken for {self._stuck_timeout_s:g} s") from None
-        except OSError as error:  # what the ASGI specification (2.4) has `send` raise on a closed connection
-            raise ClientGone("closed") from error
 
     def abort(self) -> None:
         self._abort()
