@@ -41,8 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         if name == "REDIS_URL" or name.startswith("STALECAST_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    for name in ("take_over_process", "configure_early_logging"):
-        monkeypatch.setattr(cli, name, lambda: None)  # it is pytest's
+    monkeypatch.setattr(cli, "take_over_process", lambda: None)  # it is pytest's
 
     def run(*arguments: str, **environment: str) -> Result:
         with monkeypatch.context() as patch:
