@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import assert_never
 
 import trio
@@ -248,6 +248,7 @@ def _count(plan: Plan, topics: Sequence[TopicWriter], clients: Sequence[Client])
     counts = Counter(f"step {type(step).__name__}" for step in plan.steps)
     counts["appended"] = sum(len(topic.log.appends) for topic in topics)
     for client in clients:
+        counts.update(f"client {kind}" for kind, is_one in asdict(client.plan.kind).items() if is_one)
         counts.update({f"status {status}": count for status, count in client.statuses.items()})
         for connection in client.history.connections:
             counts["resumed"] += connection.cursor is not None

@@ -61,6 +61,8 @@ class Client:
 
     def note_drain(self) -> None:
         """The server is about to be told to stop."""
+        if self.plan.kind.polls:
+            return  # its answers end by themselves
         if self._now is not None and self._now.items and self._now.stalled_s is None:
             self._now.drained = True
 
@@ -87,7 +89,7 @@ class Client:
             if self._now.slow:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
             await sock.connect((HOST, self._port))
-            await sock.send(request(self._topic, self._now.cursor))
+            await sock.send(request(self._topic, self._now.cursor, self.plan.kind))
             with trio.move_on_after(stint.hold_s) as cut:
                 await self._read(sock, self._now, stint.stall, cut)
         except WrongBytes as error:
@@ -128,7 +130,7 @@ class Client:
                     and not (isinstance(item, Position) and item.id == now.cursor not in self._given)
                 ]
                 self._look_at_goal()
-                if not data:
+                if not data or now.reader.complete:  # a connection may be kept for the next question
                     now.end = End.CLEAN if now.reader.complete else End.BROKEN
                     return
 

@@ -48,10 +48,26 @@ class Stint:
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """What sort of client it is, over all its connections.
+
+    `asgi`: its requests have a shape that goes through the server's ASGI route. `compact`: it asks for
+    compact replays (no two events of the checker may be merged, so it is owed the same). `polls`: it asks
+    with `live=false`. `in_query`: it sends its cursor there instead of in the header.
+    """
+
+    asgi: bool = False
+    compact: bool = False
+    polls: bool = False
+    in_query: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClientPlan:
     topic: int
     seed: int
     stints: tuple[Stint, ...]
+    kind: Kind = Kind()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +181,17 @@ def _client(random: Random, topics: int, duration_s: float) -> ClientPlan:
         stints = [_stint(random, first=True, after_s=random.uniform(0, duration_s))]
     while sum(stint.after_s + stint.hold_s for stint in stints) < duration_s:
         stints.append(_stint(random, first=False))
-    return ClientPlan(random.randrange(topics), random.getrandbits(32), tuple(stints))
+    topic, seed = random.randrange(topics), random.getrandbits(32)
+    return ClientPlan(topic, seed, tuple(stints), _kind(Random(seed)))
+
+
+def _kind(random: Random) -> Kind:
+    return Kind(
+        asgi=random.random() < 0.3,
+        compact=random.random() < 0.2,
+        polls=random.random() < 0.15,
+        in_query=random.random() < 0.3,
+    )
 
 
 def _stint(random: Random, *, first: bool, after_s: float = 0) -> Stint:

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from app import cli
-from app.streams import subscriber, tail
+from app.streams import sse, subscriber, tail
 
 HAND_OVER_S = 0.05
 
@@ -46,8 +46,20 @@ def no_hand_over() -> None:
     subscriber.Subscriber._follow = forgetful
 
 
+def position_without_data() -> None:
+    """A position is an `id:` alone, which Firefox, WebKit and half of all libraries pass over: whoever is cut
+    before the first event then comes back without a cursor."""
+
+    def lone_id(position: Any, retry_ms: int | None = None) -> bytes:
+        retry = b"" if retry_ms is None else b"retry: %d\n\n" % retry_ms
+        return retry if position is None else retry + b"id: %d-%d\n\n" % tuple(position)
+
+    sse.position_block = lone_id
+
+
 BUGS: dict[str, Callable[[], None]] = {
-    bug.__name__: bug for bug in (no_live_trim_check, no_replay_trim_check, no_hand_over)
+    bug.__name__: bug
+    for bug in (no_live_trim_check, no_replay_trim_check, no_hand_over, position_without_data)
 }
 
 if __name__ == "__main__":

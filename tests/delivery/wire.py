@@ -9,8 +9,10 @@ libraries make an empty message of a block without data. Anything the promise do
 from __future__ import annotations
 
 import json
+from urllib.parse import urlencode
 
 from .oracle import Event, Item, Position, Reload, Retry
+from .plan import Kind
 
 LAST_CHUNK_BYTES = 0
 POSITION = "position"
@@ -20,11 +22,19 @@ class WrongBytes(ValueError):
     """The server sent what no event stream may contain."""
 
 
-def request(topic: str, cursor: str | None) -> bytes:
-    resume = "" if cursor is None else f"Last-Event-ID: {cursor}\r\n"
-    return (
-        f"GET /v1/sse/{topic} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n{resume}\r\n"
-    ).encode()
+def request(topic: str, cursor: str | None, kind: Kind) -> bytes:
+    query = {"catchup": "compact"} if kind.compact else {}
+    if kind.polls:
+        query["live"] = "false"
+    fields = ["Host: 127.0.0.1", "Accept: text/event-stream"]
+    if kind.asgi:
+        fields.append("Content-Length: 0")  # a declared body is nothing for the short way
+    if cursor is not None and kind.in_query:
+        query["lastEventId"] = cursor
+    elif cursor is not None:
+        fields.append(f"Last-Event-ID: {cursor}")
+    target = f"/v1/sse/{topic}" + ("?" + urlencode(query) if query else "")
+    return "\r\n".join([f"GET {target} HTTP/1.1", *fields, "", ""]).encode()
 
 
 def event_id(topic: str, n: int) -> str:
