@@ -581,6 +581,33 @@ def test_no_reply_ends_anything(reply):
             parse(reply)
 
 
+ODD_VALUES = [float("inf"), float("-inf"), float("nan"), None, 7, True, "text", b"\xff", [1], {1: 2}]
+COUNTS = {b"length": 1, b"entries-added": 1}
+IDS = {b"last-generated-id": b"1-0", b"max-deleted-entry-id": b"0-0"}
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=repr)
+@pytest.mark.parametrize("name", [*COUNTS, *IDS, b"first-entry"])
+def test_a_stream_with_an_odd_value_is_read_or_refused(name, value):
+    info = {**COUNTS, **IDS, name: value}
+    for reply in (info, [part for pair in info.items() for part in pair]):
+        with suppress(RedisRefused):
+            reading.parse_snapshot(reply, 1)
+
+
+@pytest.mark.parametrize("value", [one for one in ODD_VALUES if not isinstance(one, bytes)], ids=repr)
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_leaves_the_parsers_as_an_entry_is_bytes(place, value):
+    fields = [b"payload", b"{}"]
+    fields[place] = value
+    for parse, reply in (
+        (reading.parse_entries, [[b"1-0", fields]]),
+        (reading.parse_streams, {b"topic:events:a": [[b"1-0", fields]]}),
+    ):
+        with pytest.raises(RedisRefused):
+            parse(reply)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -57,7 +57,7 @@ def _parser(parse: Callable[P, T]) -> Callable[P, T]:
     def parse_or_refuse(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return parse(*args, **kwargs)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise RedisRefused(f"Redis answered in a shape that no Redis has: {error!r:.200}") from error
 
     return parse_or_refuse
@@ -248,7 +248,11 @@ def _fields(fields: Any) -> Sequence[bytes]:
         return ()
     if not isinstance(fields, list):
         raise TypeError(f"an entry's fields are {type(fields).__name__}")
-    return fields
+    parts: list[Any] = fields
+    for part in parts:
+        if type(part) is not bytes:
+            raise TypeError(f"a part of an entry is {type(part).__name__}")
+    return parts
 
 
 @_parser
