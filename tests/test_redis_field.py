@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 from servers import (
+    PROJECT,
     RedisServer,
     free_port,
     redis_binary,
@@ -49,8 +50,10 @@ from app.streams.tail import Tails
 TIMEOUT_S = 5.0
 KEY = stream_key("a")
 # What README says a user needs.
-ACL = "on >secret ~topic:events:* ~stalecast:epoch +get +set +multi +exec +xinfo|stream +xread +xrange "
-ACL += "+xrevrange +xadd +ping +hello +select +client|id +client|setname +client|unblock"
+# As README gives it to be pasted, with the password of these tests.
+_README_LINES = (PROJECT / "README.md").read_text().splitlines()
+(_ACL_LINE,) = [line for line in _README_LINES if line.startswith("ACL SETUSER stalecast ")]
+ACL = _ACL_LINE.removeprefix("ACL SETUSER stalecast ").replace(">password", ">secret")
 
 
 @pytest.fixture(scope="module")
