@@ -15,7 +15,7 @@ from typing import Literal
 from app.streams.ids import BEGINNING, StreamId, origin
 
 ReloadReason = Literal["trimmed", "overflow", "invalid_id", "unreadable"]
-# "undecided": whether the entry at the last position is still in the stream decides it.
+# "undecided": what the stream holds from the last position on decides it.
 Continuity = Literal["proven", "broken", "undecided"]
 
 
@@ -120,18 +120,20 @@ def continues(
     read: Sequence[StreamId],
     stream: Snapshot,
     *,
-    last_present: bool = False,
+    held: Sequence[StreamId] | None = None,
 ) -> Continuity:
     """Whether `read` (not empty, ascending) is everything that was added after `last`, as `stream`, taken
     after the read, proves. `added_at_last`: the stream's entries-added when it stood at `last`.
-    `last_present`: the stream was asked, and holds the entry `last`; only then it decides what the counters
-    leave undecided.
+    `held`: what the stream held, when `stream` was taken, from `last` to the end of `read`, both included;
+    None: it was not asked. It decides what the counters leave undecided.
 
     What was removed behind `last` and read by nobody may hide where the stream does not reach back to `last`:
     one that was deleted and filled again has counters of its own, and they may come out even.
     """
     if last.is_origin and stream.epoch is None:
         return "broken"  # nothing names the data set: it may have been wiped since
+    if stream.last_generated < read[-1]:
+        return "broken"  # it went back after the read: an older state of it proves nothing of what was read
     at_end = stream.last_generated == read[-1]
     expected = None if added_at_last is None else added_at_last + len(read)
     if (
@@ -150,5 +152,10 @@ def continues(
     # (max_deleted is None before Redis 7: an XDEL cannot be seen there.)
     if stream.max_deleted is not None and stream.max_deleted > last:
         return "broken"
-    # Trimming comes from the front: with the entry itself, everything behind it is there.
-    return "proven" if exact or last_present else "undecided"
+    if exact:
+        return "proven"
+    if held is None:
+        return "undecided"
+    # Trimming comes from the front: with the entry itself, everything behind it is there. All of it must be
+    # what was read, since the stream may have gone back meanwhile to a state that still has what was missed.
+    return "proven" if held == [last, *read] else "broken"

@@ -448,18 +448,21 @@ class Group:
             await self._ask_for_last(connection, {key: undecided[key] for key in keys})
 
     async def _ask_for_last(self, connection: Connection, undecided: dict[str, list[Entry]]) -> None:
-        """More came between the read and its proof, so the counters do not decide. The entry at the last
-        position does."""
+        """More came between the read and its proof, so the counters do not decide. What the stream holds from
+        the last position to the end of the read does."""
         topics = [self.topics[key] for key in undecided if key in self.topics]
-        asked = [(topic, self._unread(topic, undecided[topic.key])[0]) for topic in topics]
+        asked: list[tuple[Tailed, StreamId, StreamId]] = []
+        for topic in topics:
+            last, _, read = self._unread(topic, undecided[topic.key])
+            asked.append((topic, last, read[-1]))
         if not asked:
             return
         for topic, stream, found in await self._look_at(connection, asked):
             if self.topics.get(topic.key) is not topic:
                 continue
             entries = undecided[topic.key]
-            present = bool(parse_entries(found))
-            proven = self._judge(topic, entries, stream, last_present=present) == "proven"
+            held = [entry[0] for entry in parse_entries(found)]
+            proven = self._judge(topic, entries, stream, held=held) == "proven"
             await self._conclude(connection, topic, entries, stream, proven=proven)
 
     def _unread(self, topic: Tailed, entries: list[Entry]) -> tuple[StreamId, int | None, list[StreamId]]:
@@ -472,7 +475,7 @@ class Group:
         return mark, None, read[read.index(mark) + 1 :]
 
     def _judge(
-        self, topic: Tailed, entries: list[Entry], stream: Snapshot, *, last_present: bool = False
+        self, topic: Tailed, entries: list[Entry], stream: Snapshot, *, held: list[StreamId] | None = None
     ) -> Continuity:
         # An empty read: appended and removed again in one transaction.
         if not entries or topic.epoch != stream.epoch:
@@ -480,7 +483,7 @@ class Group:
         last, added_at_last, read = self._unread(topic, entries)
         if not read:
             return "proven"  # nothing but the mark
-        return continues(last, added_at_last, read, stream, last_present=last_present)
+        return continues(last, added_at_last, read, stream, held=held)
 
     async def _conclude(
         self,
@@ -505,7 +508,7 @@ class Group:
     async def _recheck(self, connection: Connection) -> None:
         self.recheck_wanted = False
         for topics in _slices(list(self.topics.values()), self._proofs_at_once()):
-            asked = [(topic, topic.position.read_after) for topic in topics]
+            asked = [(topic, topic.position.read_after, topic.position.read_after) for topic in topics]
             for topic, stream, found in await self._look_at(connection, asked):
                 if self.topics.get(topic.key) is not topic:
                     continue
@@ -516,18 +519,18 @@ class Group:
                     topic.added_at_position = stream.entries_added
 
     async def _look_at(
-        self, connection: Connection, asked: list[tuple[Tailed, StreamId]]
+        self, connection: Connection, asked: list[tuple[Tailed, StreamId, StreamId]]
     ) -> list[tuple[Tailed, Snapshot, Any]]:
-        """In one MULTI: each topic's stream, and the entry with the id asked for. A topic that Redis refuses
-        is let go."""
+        """In one MULTI: each topic's stream, and its entries from the first id asked for to the second, both
+        included. A topic that Redis refuses is let go."""
         commands: list[Command] = [EPOCH_COMMAND]
-        for topic, at in asked:
-            commands += [snapshot_command(topic.key), ("XRANGE", topic.key, bytes(at), bytes(at))]
+        for topic, first, final in asked:
+            commands += [snapshot_command(topic.key), ("XRANGE", topic.key, bytes(first), bytes(final))]
         *queued, executed = await self._call(connection, ("MULTI",), *commands, ("EXEC",))
         replies = parse_transaction(queued, executed)
         epoch = await self._epoch(connection, replies[0])
         seen: list[tuple[Tailed, Snapshot, Any]] = []
-        for (topic, _), info, found in zip(asked, replies[1::2], replies[2::2], strict=True):
+        for (topic, *_), info, found in zip(asked, replies[1::2], replies[2::2], strict=True):
             try:
                 parse_entries(found)
                 seen.append((topic, parse_snapshot(info, epoch), found))
