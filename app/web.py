@@ -34,6 +34,7 @@ from quart_schema.openapi import OpenAPIProvider
 from quart_trio import QuartTrio
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 from werkzeug.routing.converters import BaseConverter
 
 from app import __version__
@@ -187,10 +188,25 @@ class HttpError(Exception):
     headers: dict[str, str] | None = None
 
 
+class _Application(QuartTrio):
+    def create_url_adapter(self, request: Any) -> MapAdapter | None:
+        """Routes go by path and method alone. Quart would ask the Host, too, and fail before any handler of
+        errors where that can be no name of one (`.`, a label of 64 letters)."""
+        if request is None:
+            return super().create_url_adapter(request)
+        return self.url_map.bind(
+            "localhost",
+            script_name=request.root_path,
+            url_scheme=request.scheme,
+            default_method=request.method,
+            path_info=request.path,
+        )
+
+
 def create_app(settings: Settings) -> QuartTrio:
     """The ASGI application. Raises InvalidRedisUrl, InvalidEventType, or ValueError without a Redis."""
     services = Services(settings)
-    app = QuartTrio("app", static_folder=None)
+    app = _Application("app", static_folder=None)
     app.asgi_http_class = StreamConnection
     # `//` is no `/`: a redirect would name the host that the client has named, and no TLS behind a proxy.
     app.url_map.merge_slashes = False

@@ -147,6 +147,26 @@ def test_no_target_is_too_odd_for_an_answer(
         assert client.read_status() == status
 
 
+HOSTS = [
+    b".", b"..", b"a..b", b".a", b"a.", b"x" * 64, b"x" * 5000, b"[::1", b"[:1", b"[v1.x]", b"::1", b"\xff",
+    b"xn--\xff", b"xn--a-.x", b"a b", b"x:y:z", b"x:-1", b"x:99999999", b"%", b"%ff", b"x/y", b"x?y", b"x@y",
+    b"x,y", b"", b"-", b"_",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "target", [b"/healthz", b"/v1/topics/a/cursor", b"/v1/sse/a?live=true&x=%", b"/none", b"/docs"]
+)
+def test_no_host_is_too_odd_for_an_answer(server: AppServer, redis_url: str, target: bytes) -> None:
+    """Whatever a client calls us: no answer depends on it."""
+    with unharmed(server, redis_url):
+        for host in HOSTS:
+            with Socket.open(server) as client:
+                # TE: so that also a stream comes through Quart's route.
+                client.send(b"GET %b HTTP/1.1\r\nHost: %b\r\nTE: x\r\n\r\n" % (target, host))
+                assert client.read_status() == (404 if target == b"/none" else 200), host
+
+
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 def test_a_head_with_bare_line_feeds_is_answered_at_once(
     server: AppServer, redis_url: str, line_end: bytes

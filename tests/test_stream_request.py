@@ -389,6 +389,7 @@ def test_an_ordinary_request_is_nearly_always_read(data: bytes) -> None:
 @given(_good_heads, _changes, st.binary(max_size=20))
 @example(head(target=b"/v1/sse/a?lastEventId=%ff"), [], b"")
 @example(head(b"Last-Event-ID: 1-2"), [], b"POST / HTTP/1.1\r\n")
+@example(head(host=b"Host: ."), [], b"")
 def test_what_is_read_means_the_same_to_others(
     data: bytes, changes: list[tuple[float, str, bytes]], behind: bytes
 ) -> None:
