@@ -17,8 +17,7 @@ from app.web import create_app
 
 
 def _create() -> QuartTrio:
-    # The token of the demo page is drawn by `serve`; one of the operator's own is not for everybody to see.
-    settings = startup.read_settings(demo_token=False)
+    settings = startup.read_settings()
     configure_logging(settings)
     startup.warn(settings)
     if settings.redis_url is None:

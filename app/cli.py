@@ -109,8 +109,7 @@ def serve(
     ] = True,
 ) -> None:
     """Serve streams. Without REDIS_URL it brings an embedded Valkey, for trying out."""
-    # The demo page's token is drawn below; one of the operator's own is not for everybody to see.
-    settings = startup.read_settings(demo_token=False)
+    settings = startup.read_settings()
     configure_logging(settings)
     startup.warn(settings)
     is_tls = startup.check(settings)
@@ -131,16 +130,18 @@ def serve(
 async def _serve(settings: Settings, listener: socket.socket, workers: int, is_tls: bool) -> int:
     if settings.redis_url is not None:
         return await _serve_with_redis(settings, listener, workers, is_tls)
-    async with embedded_store() as url:
-        settings = _with_embedded_store(settings, url, is_loopback=is_loopback(listener))
+    async with embedded_store() as store_url:
+        settings = _with_embedded_store(settings, store_url, listener, is_tls=is_tls)
         return await _serve_with_redis(settings, listener, workers, is_tls)
 
 
-def _with_embedded_store(settings: Settings, url: str, *, is_loopback: bool) -> Settings:
+def _with_embedded_store(
+    settings: Settings, store_url: str, listener: socket.socket, *, is_tls: bool
+) -> Settings:
     """The settings for trying it out; workers find them in their environment."""
-    changes: dict[str, Any] = {"redis_url": url}
-    os.environ["REDIS_URL"] = url
-    if not is_loopback:
+    changes: dict[str, Any] = {"redis_url": store_url}
+    os.environ["REDIS_URL"] = store_url
+    if not is_loopback(listener):
         _log.warning(
             "embedded_store_for_others",
             hint="other machines may connect, so there is no demo page and no token for it. The store is for "
@@ -150,11 +151,12 @@ def _with_embedded_store(settings: Settings, url: str, *, is_loopback: bool) -> 
         changes["demo"] = True
         os.environ["STALECAST_DEMO"] = "true"
         if settings.publish_token is None:
-            # The demo page, which this same process serves, may publish.
+            # For whoever reads this log, and nobody else: a proxy on this machine may let anybody in.
             token = secrets.token_urlsafe(16)
-            changes |= {"publish_token": SecretStr(token), "demo_token": True}
+            changes["publish_token"] = SecretStr(token)
             os.environ["STALECAST_PUBLISH_TOKEN"] = token
-            os.environ[startup.DEMO_TOKEN_VARIABLE] = "true"
+            link = f"{url_of(listener, is_tls=is_tls)}/#token={token}"
+            _log.info("demo_page", open=link, hint="this link may publish: keep it to yourself")
     return settings.model_copy(update=changes)
 
 

@@ -110,7 +110,6 @@ class Settings(BaseSettings):
     demo: bool | None = Field(
         None, description="Serve the demo page at /. Default: with the embedded store only."
     )
-    demo_token: bool = Field(False, description="The token was drawn for the demo page, which may show it.")
     keep_alive_timeout_s: float = Field(
         # Heroku's router keeps its connections 90 s, an AWS load balancer 60 s. Whoever closes first may cut
         # a request that is on its way, so it should be they.

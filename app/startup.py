@@ -21,7 +21,6 @@ from app.tls import check_certificate
 
 # How `serve` tells its workers what they cannot know; not the operator's.
 LISTENER_FD_VARIABLE: Final = "STALECAST_LISTENER_FD"
-DEMO_TOKEN_VARIABLE: Final = "STALECAST_DEMO_TOKEN"  # noqa: S105 a variable's name
 # Where an application finds its server; the example in client/ has it.
 CLIENT_VARIABLE: Final = "STALECAST_URL"
 # What `serve` reads without our prefix, and what people call it.
@@ -82,7 +81,7 @@ class UnknownVariable:
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[UnknownVariable]:
     """Names like ours that are none of ours; of other names only those that miss one of ours by a letter."""
-    internal = {LISTENER_FD_VARIABLE, DEMO_TOKEN_VARIABLE, CLIENT_VARIABLE}
+    internal = {LISTENER_FD_VARIABLE, CLIENT_VARIABLE}
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | internal
     # What was meant, by what may have been written.
     settings = {name: name for name in known - internal}
@@ -104,7 +103,7 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[UnknownVariabl
 def doubts(settings: Settings) -> Iterator[str]:
     """What goes together badly, each with its reason."""
     token = settings.publish_token
-    if token is not None and not settings.demo_token and len(token.get_secret_value()) < TOKEN_LEAST_CHARS:
+    if token is not None and len(token.get_secret_value()) < TOKEN_LEAST_CHARS:
         yield (
             f"STALECAST_PUBLISH_TOKEN is shorter than {TOKEN_LEAST_CHARS} characters, so it can be found by "
             "trying: draw one, e.g. with `openssl rand -base64 24`"

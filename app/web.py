@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
-from ipaddress import ip_address
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import structlog
 from pydantic import BaseModel, Field, RootModel
@@ -32,7 +30,6 @@ from quart_schema import (
 )
 from quart_schema.openapi import OpenAPIProvider
 from quart_trio import QuartTrio
-from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 from werkzeug.routing.converters import BaseConverter
@@ -461,38 +458,17 @@ def _add_pages(app: QuartTrio, services: Services) -> None:
 
     if not settings.demo:
         return
-    # The token goes to whoever can open the page, so only one that was drawn for this purpose does.
-    token = (
-        settings.publish_token.get_secret_value() if settings.publish_token and settings.demo_token else None
-    )
+    # The same for everybody: nothing in a request proves that it comes from this machine's user (nginx passes
+    # on strangers' requests with its own address and a loopback Host). The token is in the link that `serve`
+    # prints, behind the `#`, which no browser sends.
+    config = {"eventTypes": [kind.name for kind in services.registry]}
     template = files("app.pages").joinpath("demo.html").read_text()
-
-    def page(token: str | None) -> str:
-        config = {"publishToken": token, "eventTypes": [kind.name for kind in services.registry]}
-        return template.replace("__STALECAST_DEMO__", json.dumps(config).replace("<", "\\u003c"))
-
-    with_token, without = page(token), page(None)
+    demo = template.replace("__STALECAST_DEMO__", json.dumps(config).replace("<", "\\u003c"))
 
     @app.get("/")
     @hide
     async def demo_page() -> Response:
-        return _page(with_token if _is_from_here(request.headers) else without)
-
-
-# What a proxy adds. Whoever is behind one may be anybody.
-_PROXY_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
-
-
-def _is_from_here(headers: Headers) -> bool:
-    """Whether the page was asked for by a name of this machine. A stranger's web page can have its own name
-    lead to 127.0.0.1 (DNS rebinding), and would then read what this machine's user may read."""
-    if any(name in headers for name in _PROXY_FIELDS):
-        return False
-    try:
-        host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
-        return host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback
-    except ValueError:
-        return False
+        return _page(demo)
 
 
 def _page(html: str) -> Response:
@@ -568,7 +544,7 @@ def _add_cors(app: QuartTrio, settings: Settings) -> None:
     @app.after_request
     async def allow(response: Response) -> Response:
         if "Content-Security-Policy" in response.headers:
-            return response  # a page: for people, and the demo's holds a token
+            return response  # a page: for people
         origin = request.headers.get("Origin")
         headers = dict(cors.headers(origin))
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:

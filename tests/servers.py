@@ -13,6 +13,7 @@ own pid. From a Trio test, what takes time (`start`, `kill`, `wait_ended`) goes 
 """
 
 import http.client
+import json
 import os
 import resource
 import shutil
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import fakeredis
 import redis
@@ -395,6 +396,14 @@ class AppServer(Process):
     @property
     def url(self) -> str:
         return f"{'https' if self.certificate else 'http'}://{HOST}:{self.port}"
+
+    def log_lines(self, event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def demo_link(self) -> str:
+        """With its token, as a server with an embedded store has printed it last."""
+        return self.log_lines("demo_page")[-1]["open"]
 
     def is_ready(self) -> bool:
         """`/readyz` says so."""

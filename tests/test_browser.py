@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from servers import HOST, PROJECT, Process, free_port, run_app, run_redis, wait_until
@@ -77,7 +78,7 @@ class Chromium(Process):
 
     @contextmanager
     def window(self, url: str) -> Iterator["Window"]:
-        target = self.ask(f"/json/new?{url}", "PUT")
+        target = self.ask(f"/json/new?{quote(url)}", "PUT")
         with socket.create_connection(("127.0.0.1", self.port), ANSWER_TIMEOUT_S) as connection:
             yield Window(connection, target["webSocketDebuggerUrl"])
 
@@ -136,10 +137,15 @@ class Window:
 
 def test_two_windows_hear_of_it_and_one_that_was_cut_is_told_what_it_missed(tmp_path: Path) -> None:
     chromium = Chromium(tmp_path)
-    with run_app(tmp_path, redis_url=None) as app:  # with a token of the demo page's own
+    with run_app(tmp_path, redis_url=None) as app:
         chromium.start()
         try:
-            page = f"{app.url}/?topic=windows"
+            with chromium.window(app.url) as stranger:  # without the link that the server has printed
+                wait_until(lambda: "Live" in stranger.status, "the stream is live")
+                stranger.publish("of a stranger")
+                refusal = "document.getElementById('publish-error').innerText"
+                wait_until(lambda: "Open the link" in stranger.evaluate(refusal), "it is told what to do")
+            page = app.demo_link().replace("/#", "/?topic=windows#")
             with chromium.window(page) as one, chromium.window(page) as two:
                 for window in (one, two):
                     wait_until(lambda window=window: "Live" in window.status, "the stream is live")

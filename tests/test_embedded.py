@@ -2,7 +2,7 @@
 
 import json
 import os
-import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 import trio
-from servers import HOST, PROJECT, AppServer, redis_client, run_app, valkey_binary, wait_until
+from servers import (
+    HOST,
+    PROJECT,
+    AppServer,
+    Process,
+    free_port,
+    redis_client,
+    run_app,
+    valkey_binary,
+    wait_until,
+)
 
 from app import embedded
 from app.embedded import (
@@ -84,12 +94,11 @@ def is_alive(pid: int) -> bool:
 
 
 def publish(server: AppServer, resource_id: str, topic: str = "a") -> str:
-    """As the demo page does it: with the token that the page brings along. Returns the stream id."""
-    status, page = server.get("/")
-    assert status == 200
-    config = re.search(rb'id="config">(.*?)</script>', page)
-    assert config is not None
-    headers = {"Authorization": f"Bearer {json.loads(config.group(1))['publishToken']}"}
+    """As the demo page does it: with the token of the link that the server has printed last. Returns the
+    stream id."""
+    assert server.get("/")[0] == 200
+    _, _, token = server.demo_link().partition("/#token=")
+    headers = {"Authorization": f"Bearer {token}"}
     body = {"event": "argument_updated", "data": {"id": resource_id, "reason": "edited"}}
     connection = HTTPConnection(HOST, server.port, timeout=READ_TIMEOUT_S)
     try:
@@ -227,11 +236,66 @@ def test_whoever_comes_from_elsewhere_gets_no_demo_and_no_token(folder: Path) ->
         assert "embedded_store_for_others" in server.output()
 
 
+class Nginx(Process):
+    def __init__(self, folder: Path, program: str, server_port: int) -> None:
+        self.port = free_port()
+        paths = "".join(
+            f'{kind}_temp_path "{folder}/{kind}"; '
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        configuration = folder / "nginx.conf"
+        configuration.write_text(
+            f'daemon off; master_process off; pid "{folder}/pid"; events {{}}\n'
+            f"http {{ access_log off; {paths} server {{ listen {HOST}:{self.port}; "
+            f"location / {{ proxy_pass http://{HOST}:{server_port}; }} }} }}\n"
+        )
+        super().__init__(
+            "nginx", folder, [program, "-e", "stderr", "-p", str(folder), "-c", str(configuration)], {}
+        )
+
+    def is_ready(self) -> bool:
+        return self.get("/healthz")[0] == 200
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = HTTPConnection(HOST, self.port, timeout=READ_TIMEOUT_S)
+        try:
+            connection.request("GET", path, headers={"Host": "public.example"})
+            response = connection.getresponse()
+            return response.status, response.read()
+        except OSError:
+            return 0, b""
+        finally:
+            connection.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_proxy_on_this_machine_shows_nobody_the_token(folder: Path, workers: int) -> None:
+    """With no line but `proxy_pass`, as anybody has it who has read no further: the server is asked by
+    127.0.0.1 for 127.0.0.1."""
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    with run_app(folder, redis_url=None, workers=workers) as server:
+        token = server.demo_link().partition("#token=")[2]
+        assert len(token) > 16
+        assert publish(server, "a")
+        pages = [server.get("/")]
+        if program is not None:
+            proxy = Nginx(folder, program, server.port)
+            try:
+                proxy.start()
+                pages.append(proxy.get("/"))
+            finally:
+                proxy.kill()
+    for status, page in pages:
+        assert status == 200
+        assert token.encode() not in page
+    if program is None:
+        pytest.skip("nginx is not installed")
+
+
 def test_a_demo_for_everybody_takes_asking_and_a_token_of_ones_own(folder: Path) -> None:
     settings = {
         "STALECAST_DEMO": "true",
         "STALECAST_PUBLISH_TOKEN": "an operator's own",
-        "STALECAST_DEMO_TOKEN": "true",  # ours alone to say
     }
     for arguments in (["--host", "0.0.0.0"], []):
         with run_app(folder, redis_url=None, settings=settings, arguments=arguments) as server:

@@ -73,19 +73,14 @@ def server(redis_server: RedisServer, tmp_path: Path) -> Iterator[AppServer]:
                     os.kill(pid, signal.SIGKILL)
 
 
-def log_lines(server: AppServer, event: str) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
-    return [line for line in lines if line["event"] == event]
-
-
 def worker_pids(server: AppServer) -> list[int]:
     """Of all workers that were ever started, oldest first."""
-    return [int(str(line["pid"])) for line in log_lines(server, "worker_started")]
+    return [int(str(line["pid"])) for line in server.log_lines("worker_started")]
 
 
 def wait_serving(server: AppServer, workers: int) -> None:
     """Until so many workers, over all that were ever started, have come to serve."""
-    wait_until(lambda: len(log_lines(server, "serving")) == workers, f"{workers} workers serve")
+    wait_until(lambda: len(server.log_lines("serving")) == workers, f"{workers} workers serve")
 
 
 def is_alive(pid: int) -> bool:
@@ -217,14 +212,14 @@ def test_a_killed_worker_is_replaced_and_the_other_ones_clients_stay(
             event_id = publish(writer)
             assert stream.read_until(b"id: ") == f"id: {event_id}\n".encode()
         assert staying.read_until(b"id: ") == f"id: {event_id}\n".encode()
-        (crash,) = log_lines(server, "worker_crashed")
+        (crash,) = server.log_lines("worker_crashed")
         assert crash["status"] == -signal.SIGKILL
 
 
 def test_sigterm_does_not_wait_for_a_worker_that_is_yet_to_be_replaced(server: AppServer) -> None:
     for pid in worker_pids(server):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: len(log_lines(server, "worker_crashed")) == 2, "both are missed")
+    wait_until(lambda: len(server.log_lines("worker_crashed")) == 2, "both are missed")
     server.terminate()
     assert server.wait_ended(SOON_S) == 0
     assert not any(map(is_alive, worker_pids(server)))
@@ -233,7 +228,7 @@ def test_sigterm_does_not_wait_for_a_worker_that_is_yet_to_be_replaced(server: A
 def test_sighup_ends_nothing(server: AppServer) -> None:
     with follow(server):
         server.signal(signal.SIGHUP)
-        wait_until(lambda: bool(log_lines(server, "hangup_ignored")), "it is noticed")
+        wait_until(lambda: bool(server.log_lines("hangup_ignored")), "it is noticed")
         assert server.is_ready()
         assert len(worker_pids(server)) == 2
 
@@ -258,8 +253,8 @@ def test_signals_that_mean_other_things_elsewhere_cut_nobody(
         for number in HABITS:
             for pid in [server.pid, *worker_pids(server)]:
                 os.kill(pid, number)
-        wait_until(lambda: len(log_lines(server, "signal_ignored")) >= 4, "they are noticed")
-        wait_until(lambda: bool(log_lines(server, "hangup_ignored")), "it is noticed")
+        wait_until(lambda: len(server.log_lines("signal_ignored")) >= 4, "they are noticed")
+        wait_until(lambda: bool(server.log_lines("hangup_ignored")), "it is noticed")
         event_id = publish(writer)
         assert stream.read_until(b"id: ") == f"id: {event_id}\n".encode()
 
@@ -272,7 +267,7 @@ def test_whatever_says_stop_drains_also_when_said_twice(
     server: AppServer = request.getfixturevalue("single" if workers == 1 else "server")
     with follow(server) as first, follow(server) as second:
         server.signal(number)
-        wait_until(lambda: bool(log_lines(server, "stopping")), "it is noticed")
+        wait_until(lambda: bool(server.log_lines("stopping")), "it is noticed")
         server.signal(number)
         server.signal(signal.SIGINT)
         server.signal(signal.SIGHUP)
@@ -340,10 +335,10 @@ def test_a_wrong_setting_is_told_once_and_not_tried_again(
         server.argv = [sys.executable, "-m", "app", "serve", "--workers", workers]
         server.spawn()
         assert server.wait_ended(SOON_S) == 2
-        (line,) = log_lines(server, "cannot_serve")
+        (line,) = server.log_lines("cannot_serve")
         assert words in str(line["error"])
         assert "Traceback" not in server.output()
-        assert not log_lines(server, "worker_started")
+        assert not server.log_lines("worker_started")
 
 
 def test_the_number_of_workers_and_the_port_in_use_are_told(tmp_path: Path) -> None:
@@ -358,7 +353,7 @@ def test_the_number_of_workers_and_the_port_in_use_are_told(tmp_path: Path) -> N
                 server.argv = [sys.executable, "-m", "app", "serve"]
                 server.spawn()
                 assert server.wait_ended(SOON_S) == 2
-                (line,) = log_lines(server, "cannot_serve")
+                (line,) = server.log_lines("cannot_serve")
                 assert words in str(line["error"])
 
 
@@ -413,8 +408,8 @@ def test_a_server_on_a_unix_socket_serves_drains_and_leaves_no_file(
             wait_ready=False,
             arguments=["--uds", path],
         ) as server:
-            wait_until(lambda: len(log_lines(server, "serving")) == workers, "it serves")
-            assert log_lines(server, "listening")[0]["url"] == f"http://unix:{path}"
+            wait_until(lambda: len(server.log_lines("serving")) == workers, "it serves")
+            assert server.log_lines("listening")[0]["url"] == f"http://unix:{path}"
             for target in ("/v1/sse/a", "/v1/sse/a?catchup=all&%20"):  # the short way, and Quart's
                 with follow_unix(path, target) as stream:
                     event_id = publish(writer)
@@ -433,11 +428,11 @@ def test_a_killed_server_s_socket_file_is_taken_over(redis_server: RedisServer) 
         with run_app(
             Path(folder), redis_url=redis_server.url, wait_ready=False, arguments=["--uds", path]
         ) as server:
-            wait_until(lambda: len(log_lines(server, "serving")) == 1, "it serves")
+            wait_until(lambda: len(server.log_lines("serving")) == 1, "it serves")
             server.kill()
             assert os.path.exists(path)
             server.spawn()
-            wait_until(lambda: len(log_lines(server, "serving")) == 2, "it serves again")
+            wait_until(lambda: len(server.log_lines("serving")) == 2, "it serves again")
             with follow_unix(path, "/v1/sse/a"):
                 pass
 
@@ -479,7 +474,7 @@ def test_nginx_reaches_a_unix_socket(redis_server: RedisServer, writer: redis.Re
         with run_app(
             Path(folder), redis_url=redis_server.url, wait_ready=False, arguments=["--uds", path]
         ) as server:
-            wait_until(lambda: len(log_lines(server, "serving")) == 1, "it serves")
+            wait_until(lambda: len(server.log_lines("serving")) == 1, "it serves")
             proxy = subprocess.Popen([nginx, "-c", f"{folder}/nginx.conf", "-p", folder])
             try:
                 wait_until(lambda: is_open(port), "nginx listens")

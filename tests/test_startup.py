@@ -231,7 +231,6 @@ def test_no_number_is_beyond_what_can_be_meant(
     ("changes", "words"),
     [
         ({"publish_token": "short"}, "STALECAST_PUBLISH_TOKEN is shorter"),
-        ({"publish_token": "short", "demo_token": True}, None),
         ({"publish_token": "0123456789abcdef"}, None),
         ({"heartbeat_interval_s": 56}, "STALECAST_HEARTBEAT_INTERVAL_S=56"),
         ({"retry_ms": 0}, "STALECAST_RETRY_MS=0"),
@@ -269,13 +268,6 @@ def test_another_asgi_server_is_told_in_the_same_words(variables: dict[str, str]
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
     assert "cret" not in ended.stderr
-
-
-def test_under_another_asgi_server_no_token_of_the_operators_is_shown(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("STALECAST_DEMO_TOKEN", "true")
-    assert read_settings(demo_token=False).demo_token is False
 
 
 # -- the application's module

@@ -829,42 +829,23 @@ async def test_there_is_no_demo_page_unless_it_is_asked_for(
     await problem(response)
 
 
-async def test_the_demo_page_shows_a_token_only_if_it_was_drawn_for_it(settings: MakeSettings) -> None:
-    secret = SecretStr("</script><b>")
-    drawn = await client_of(settings(demo=True, demo_token=True, publish_token=secret)).get("/")
-    assert _demo_config(await drawn.get_data(as_text=True))["publishToken"] == "</script><b>"
-    kept = await client_of(settings(demo=True, publish_token=secret)).get("/")
-    html = await kept.get_data(as_text=True)
-    assert _demo_config(html)["publishToken"] is None
-    assert "<b>" not in html
-    assert _demo_config(html)["eventTypes"] == ["argument_updated", "reload_required"]
-
-
 @pytest.mark.parametrize(
-    ("headers", "shown"),
+    "headers",
     [
-        ({"Host": "localhost:8000"}, True),
-        ({"Host": "127.0.0.1:8000"}, True),
-        ({"Host": "[::1]:8000"}, True),
-        ({"Host": "stalecast.localhost"}, True),
-        ({"Host": "evil.example:8000"}, False),  # a stranger's name that leads to 127.0.0.1
-        ({"Host": "localhost.evil.example"}, False),
-        ({"Host": "127.0.0.1.evil.example"}, False),
-        ({"Host": "192.168.0.7:8000"}, False),
-        ({"Host": ""}, False),
-        ({"Host": "localhost", "X-Forwarded-For": "1.2.3.4"}, False),
-        ({"Host": "127.0.0.1", "Via": "1.1 proxy"}, False),
+        {"Host": "localhost:8000"},
+        {"Host": "127.0.0.1:8000"},
+        {"Host": "evil.example:8000"},  # a stranger's name that leads to 127.0.0.1
+        {"Host": "localhost", "X-Forwarded-For": "1.2.3.4"},
     ],
 )
-async def test_the_demo_page_shows_its_token_to_this_machine_only(
-    settings: MakeSettings, headers: dict[str, str], shown: bool
+async def test_the_demo_page_holds_no_token_whoever_asks_for_it(
+    settings: MakeSettings, headers: dict[str, str]
 ) -> None:
-    secret = SecretStr("drawn-for-the-page")
-    client = client_of(settings(demo=True, demo_token=True, publish_token=secret))
+    client = client_of(settings(demo=True, publish_token=SecretStr("its-token")))
     response = await client.get("/", headers=headers | {"Origin": "https://evil.example"})
     html = await response.get_data(as_text=True)
-    assert _demo_config(html)["publishToken"] == ("drawn-for-the-page" if shown else None)
-    # Otherwise any page in this machine's browsers could fetch it.
+    assert "its-token" not in html + str(response.headers)
+    assert _demo_config(html) == {"eventTypes": ["argument_updated", "reload_required"]}
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
