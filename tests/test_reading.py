@@ -9,6 +9,7 @@ from app.redis_connection import RedisRefused, RedisUnavailable
 from app.streams.ids import BEGINNING, StreamId, origin
 from app.streams.reading import (
     EPOCH_KEY,
+    examine,
     parse_entries,
     parse_snapshot,
     parse_streams,
@@ -18,6 +19,7 @@ from app.streams.reading import (
 from app.streams.resume import Live, Reload, Replay, Snapshot, absent, decide
 
 KEY = "topic:events:a"
+EXAMINED = "topic:events:readiness"
 
 
 def at(number: int) -> StreamId:
@@ -176,6 +178,52 @@ async def test_a_full_redis_is_at_worst_unavailable(client, writer, needs_real_s
         writer.config_set("maxmemory", "0")
 
     assert ids((await read_after(client, KEY, at(1), 10)).entries) == [2]
+
+
+def put_nothing(writer) -> None:
+    pass
+
+
+def put_entries(writer) -> None:
+    writer.xadd(EXAMINED, {"payload": "x"}, id="0-1")
+    writer.xadd(EXAMINED, {"payload": "y"}, id="7-0")
+
+
+def put_an_emptied_stream(writer) -> None:
+    put_entries(writer)
+    writer.xtrim(EXAMINED, maxlen=0, approximate=False)
+
+
+def put_another_type(writer) -> None:
+    writer.rpush(EXAMINED, "x")
+
+
+def put_a_foreign_epoch(writer) -> None:
+    writer.set(EPOCH_KEY, "abc")
+
+
+@pytest.mark.parametrize(
+    "put", [put_nothing, put_entries, put_an_emptied_stream, put_another_type, put_a_foreign_epoch]
+)
+async def test_an_examination_changes_nothing(client, writer, put, request):
+    """Whoever asks `/readyz` asks for it, every few seconds."""
+    if put is put_another_type and request.node.callspec.params["shared_redis_url"] == "fakeredis":
+        pytest.skip("fakeredis ends the connection")
+    await examine(client)  # an epoch that is missing is all that it makes
+    assert writer.keys() == [EPOCH_KEY.encode()]
+    fill(writer, 1, 2, 3)
+    put(writer)
+    before = everything(writer)
+
+    for _ in range(3):
+        assert (await examine(client)).obstacles == []
+
+    assert everything(writer) == before
+
+
+def everything(writer) -> dict[bytes, tuple[bytes, int]]:
+    """Every key's content (of a stream also its counters), and how long it lives."""
+    return {key: (writer.dump(key), writer.pttl(key)) for key in writer.scan_iter()}
 
 
 # -- replies, also of servers that are not here

@@ -1,11 +1,12 @@
 """Redis as it is run in the field: users with few permissions, failovers, balancers, foreign content."""
 
 import http.client
+import itertools
 import json
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -334,6 +335,82 @@ async def test_a_demoted_server_is_noticed_by_its_role(two_servers, nursery, mon
 
     await wait_for(lambda: client.statistics().reconnects and client.statistics().connected, 5)
     await wait_for(lambda: tails.statistics().reconnects, 5)
+
+
+HELLO_OF_A_MASTER = b"*4\r\n+role\r\n+master\r\n+mode\r\n+standalone\r\n"
+
+
+async def serve_redis(
+    answer: Callable[[int, list[bytes]], Awaitable[bytes]],
+    ended: list[int],
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """What looks like a master to who connects; `answer` has the number of the connection and the command.
+    Starts with its URL; `ended`: the connections that the other side has closed."""
+    numbers = itertools.count()
+    greetings = {b"CLIENT": b":1\r\n", b"PING": b"+PONG\r\n"}
+
+    async def serve(stream: trio.SocketStream) -> None:
+        number, reader = next(numbers), hiredis.Reader()
+        async with stream:
+            async for received in stream:
+                reader.feed(bytes(received))
+                while (command := reader.gets()) is not False:
+                    reply = greetings.get(command[0])
+                    await stream.send_all(reply if reply is not None else await answer(number, command))
+        ended.append(number)
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    task_status.started(f"redis://127.0.0.1:{listener.socket.getsockname()[1]}")
+    await trio.serve_listeners(serve, [listener])
+
+
+@pytest.mark.parametrize("code", ["READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS"])
+async def test_a_refusal_alone_has_the_connection_made_anew(nursery, code):
+    """The role that a server tells may be right and still lead nowhere: a balancer answers HELLO for it."""
+
+    async def answer(number: int, command: list[bytes]) -> bytes:
+        if command[0] == b"HELLO":
+            return HELLO_OF_A_MASTER
+        return b"+1-0\r\n" if number else f"-{code} not here\r\n".encode()
+
+    url = await nursery.start(serve_redis, answer, [])
+    client = Client(Address.from_url(url), timeout_s=TIMEOUT_S, waiting_limit=10)
+    told = []
+    client.on_renewal = lambda: told.append(code)
+    await nursery.start(client.run)
+
+    with trio.fail_after(2):  # before anybody asks for the role
+        with pytest.raises(RedisUnavailable, match=code):
+            await client.execute("XADD", KEY, "*", "payload", "{}")
+        await wait_for(lambda: client.statistics().reconnects and client.statistics().connected)
+        assert await client.execute("XADD", KEY, "*", "payload", "{}") == b"1-0"
+    assert told == [code]
+
+
+async def test_a_connection_that_answers_after_all_is_kept_and_the_other_one_closed(nursery):
+    tried, answered, ended = trio.Event(), trio.Event(), []
+
+    async def answer(number: int, command: list[bytes]) -> bytes:
+        if command[0] == b"HELLO":
+            if number:
+                tried.set()
+                await answered.wait()
+            return HELLO_OF_A_MASTER
+        await tried.wait()  # the client has taken it for dead
+        return b"$1\r\nx\r\n"
+
+    url = await nursery.start(serve_redis, answer, ended)
+    client = Client(Address.from_url(url), timeout_s=TIMEOUT_S, waiting_limit=10)
+    await nursery.start(client.run)
+
+    assert await client.execute("GET", "x") == b"x"
+    answered.set()
+
+    await wait_for(lambda: ended)
+    assert ended == [1]
+    assert client.statistics().reconnects == 0
+    assert client.statistics().connected
 
 
 async def test_an_honest_replica_is_not_connected_to_again_and_again(two_servers, nursery):

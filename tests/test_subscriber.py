@@ -378,6 +378,26 @@ async def test_a_gap_behind_a_client_ahead_of_the_hub_is_not_its_own(autojump_cl
     assert browser.told == ["4-0 n4", "5-0 n5"]
 
 
+async def test_a_cursor_that_was_not_judged_yet_hides_nothing(autojump_clock, make_world, asgi):
+    """It is further on than the stream ever was. What comes before that is known is still to be sent."""
+    world = await make_world(window_limit_events=0)
+    world.publish(1, 2, 3)
+    await world.open()
+    calls = itertools.count()
+
+    async def go_on_after_the_look() -> None:
+        await trio.lowlevel.checkpoint()
+        if next(calls) == 1:
+            world.publish(4)
+            await world.deliver()
+
+    world.client.at_await = go_on_after_the_look
+    browser = world.connect("9-0", asgi=asgi)
+    await trio.sleep(1)
+
+    assert browser.told == ["3-0 trimmed", "4-0 n4"]
+
+
 async def test_a_wipe_during_the_read_is_told_once_though_much_came_since(autojump_clock, make_world, asgi):
     """The read sees the new data set further on than the hub does, whose word comes after it."""
     world = await make_world(window_limit_events=0, backlog_limit_events=4)

@@ -1,7 +1,9 @@
 """Live reading: everything in order, or the loss is told; one contract for every server."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import hiredis
 import pytest
 import trio
 from redis import Redis
@@ -348,6 +350,31 @@ async def test_a_mark_that_redis_refuses_is_none(needs_real_server, redis_url, w
     assert "rollback_not_marked" in [log["event"] for log in logs]
     nursery.cancel_scope.cancel()
     writer.execute_command("ACL", "DELUSER", "reader")
+
+
+@pytest.mark.parametrize(("answer", "marked"), [("NOPERM no", False), ("ERR The ID is too small", True)])
+async def test_a_mark_that_nobody_may_look_for_is_none(
+    needs_real_server, tails, watch, writer, monkeypatch, answer, marked
+):
+    """The answer to the look for another's mark is an error: no mark, and no reason to leave clients untold.
+    They are told, or another one is appended."""
+    call = Connection.call
+
+    async def refuse(self: Connection, *commands: Command) -> list[Any]:
+        replies = await call(self, *commands) if commands[0][0] != "XADD" or len(commands) == 1 else []
+        return replies or [hiredis.ReplyError(answer), hiredis.ReplyError("NOPERM no")]
+
+    add(writer, "a", 1, 2, 3)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    await topic.wait_delivered(*add(writer, "a", 4, 5))
+    monkeypatch.setattr(Connection, "call", refuse)
+
+    await go_back(writer, tails, "a", dump)
+
+    await wait_for(lambda: topic.losses or topic.rewinds, SOON_S)
+    assert topic.losses == ([] if marked else [(at(3), True)])
+    assert topic.rewinds == ([at(3)] if marked else [])
 
 
 async def topic_is_lost(topic: Watched) -> None:
