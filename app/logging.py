@@ -8,11 +8,13 @@ nobody caught.
 """
 
 import logging
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, TextIO
 from weakref import WeakSet
@@ -27,6 +29,8 @@ VALUE_LIMIT_CHARS: Final = 240
 TRACEBACK_LIMIT_CHARS: Final = 16_384
 # What clients can cause is told at once when it is new, and then this often: often enough to see it go on.
 LIMITED_INTERVAL_S: Final = 10.0
+# Kinds of line that a log tells apart. Code has so many places that raise; beyond that they share one count.
+KINDS_LIMIT: Final = 64
 
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -168,9 +172,19 @@ class _ToStructlog(logging.Handler):
         )
 
 
+@dataclass(slots=True)
+class _Told:
+    """Of one kind of line: when it was logged last, and what came since."""
+
+    at_s: float
+    times: int = 0
+    level: int = logging.WARNING
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
 class LimitedLog:
-    """For warnings that clients can cause as often as they like: of each event the first is logged at once,
-    then one line every `interval_s`, with how many there were since as `times` and the newest one's values.
+    """For lines that peers can cause as often as they like: of each event the first is logged at once, then
+    one line every `interval_s`, with how many there were since as `times` and the newest one's values.
 
     `flush_limited_logs` tells what is left when nothing follows; somebody has to call it now and then.
     """
@@ -184,33 +198,38 @@ class LimitedLog:
         self._logger = logger
         self._interval_s = interval_s
         self._clock = clock
-        # By event, whose names are ours and few: when it was logged last, how often it came since, what with.
-        self._told_s: dict[str, float] = {}
-        self._untold: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._told: dict[tuple[str, Hashable], _Told] = {}
         _limited_logs.add(self)
 
     def warning(self, event: str, **values: Any) -> None:
+        self.log(logging.WARNING, event, **values)
+
+    def log(self, level: int, event: str, *, kind: Hashable = None, **values: Any) -> None:
+        """`kind`: what else is told apart, of one event; beyond `KINDS_LIMIT` what is new is not."""
+        key = (event, kind)
+        if key not in self._told and len(self._told) >= KINDS_LIMIT:
+            key = (event, None)
         now_s = self._clock()
-        told_s = self._told_s.get(event)
-        times = self._untold[event][0] + 1 if event in self._untold else 1
-        if told_s is not None and now_s - told_s < self._interval_s:
-            self._untold[event] = (times, values)
-            return
-        self._tell(event, now_s, times, values)
+        told = self._told.setdefault(key, _Told(-math.inf))
+        told.times += 1
+        told.level, told.values = level, values
+        self._tell_if_due(event, told, now_s)
 
     def flush(self) -> None:
         """Tell what has been held back for long enough."""
         now_s = self._clock()
-        for event, (times, values) in list(self._untold.items()):
-            if now_s - self._told_s[event] >= self._interval_s:
-                self._tell(event, now_s, times, values)
+        for (event, _), told in list(self._told.items()):
+            if told.times:
+                self._tell_if_due(event, told, now_s)
 
-    def _tell(self, event: str, now_s: float, times: int, values: dict[str, Any]) -> None:
-        self._untold.pop(event, None)
-        self._told_s[event] = now_s
+    def _tell_if_due(self, event: str, told: _Told, now_s: float) -> None:
+        if now_s - told.at_s < self._interval_s:
+            return
+        times, values = told.times, told.values
+        told.at_s, told.times, told.values = now_s, 0, {}
         if times > 1:
             values = {**values, "times": times}
-        self._logger.warning(event, **values)
+        self._logger.log(told.level, event, **values)
 
 
 _limited_logs: "WeakSet[LimitedLog]" = WeakSet()

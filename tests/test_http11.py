@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import structlog
 import trio
 from raw import Socket, unharmed, wait_log
 from servers import AppServer, run_app, run_redis
 from structlog.testing import capture_logs
 
 from app import contain
-from app.contain import DETAIL_LIMIT_CHARACTERS, KINDS_LIMIT, LOG_INTERVAL_S, LogLimit, cut
+from app.logging import VALUE_LIMIT_CHARS, LimitedLog
 from app.serving import ConnectionHandler, Context, hypercorn_config
 from app.settings import Settings
 from app.web import BODY_LEAST_BYTES_PER_S, BODY_OVERHEAD
@@ -284,12 +285,13 @@ async def _handle(stream: _Broken) -> None:
 async def test_a_mistake_of_ours_ends_one_connection_in_one_line(
     error: Exception, closing: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contain, "_limit", LogLimit())
+    monkeypatch.setattr(contain, "_limited_log", LimitedLog(structlog.get_logger("x")))
     with capture_logs() as logs:
         await _handle(_Broken(error, closing))
     (line,) = logs
     assert line["event"] == "connection_failed"
-    assert len(line["detail"]) <= DETAIL_LIMIT_CHARACTERS
+    assert line["log_level"] == "error"
+    assert len(line["detail"]) <= VALUE_LIMIT_CHARS
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
@@ -298,22 +300,33 @@ async def test_the_end_of_the_server_passes(error: BaseException) -> None:
         await _handle(_Broken(error))
 
 
-def test_a_flood_of_faults_is_a_trickle_of_lines() -> None:
-    limit = LogLimit()
-    shown = [count for at in range(1000) if (count := limit.admit("a", at / 100))]
-    assert shown == [1]
-    assert limit.admit("a", LOG_INTERVAL_S + 1) == 1000
-    for kind in range(10 * KINDS_LIMIT):
-        limit.admit(kind, 0.0)
-    assert len(limit._counts) <= KINDS_LIMIT + 1
+def test_a_flood_of_faults_is_a_line_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contain, "_limited_log", LimitedLog(structlog.get_logger("x")))
+    with capture_logs() as logs:
+        for _ in range(1000):
+            contain.report("connection", ValueError("x"))
+            contain.report("request", ValueError("x"))
+            contain.report("request", KeyError("x"))
+            contain.report_refused("http2_resets")
+            contain.report_refused("http2_pings")
+    assert [(line["event"], line.get("error", line.get("reason"))) for line in logs] == [
+        ("connection_failed", "ValueError"),
+        ("request_failed", "ValueError"),
+        ("request_failed", "KeyError"),
+        ("connection_refused", "http2_resets"),
+        ("connection_refused", "http2_pings"),
+    ]
 
 
 @pytest.mark.parametrize("text", ["\xff" * 10_000, "\n" * 500, "\x1b[2J", "\U0001f600" * 300])
-def test_what_is_logged_of_a_peer_is_short_and_plain(text: str) -> None:
-    shown = cut(text)
-    assert len(shown) <= DETAIL_LIMIT_CHARACTERS
-    assert shown.isascii()
-    assert shown.isprintable()
+def test_what_is_logged_of_a_peer_is_short_and_plain(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(contain, "_limited_log", LimitedLog(structlog.get_logger("x")))
+    with capture_logs() as logs:
+        contain.report("request", ValueError(text), path=text)
+    for shown in (logs[0]["detail"], logs[0]["path"]):
+        assert len(shown) <= VALUE_LIMIT_CHARS
+        assert shown.isascii()
+        assert shown.isprintable()
 
 
 def test_a_peer_that_left_is_no_news() -> None:

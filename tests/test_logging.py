@@ -1,6 +1,7 @@
 """What is logged is bounded, whatever a peer sends and however often."""
 
 import json
+import logging
 
 import pytest
 import structlog
@@ -8,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from app.logging import VALUE_LIMIT_CHARS, LimitedLog, configure_logging, cut, flush_limited_logs
+from app.logging import (
+    KINDS_LIMIT,
+    VALUE_LIMIT_CHARS,
+    LimitedLog,
+    configure_logging,
+    cut,
+    flush_limited_logs,
+)
 from app.settings import Settings
 
 
@@ -91,6 +99,23 @@ def test_the_first_is_told_at_once_and_then_how_many_there_were():
 
     told = [(line["event"], line["number"], line.get("times")) for line in lines]
     assert told == [("stream_refused", 0, None), ("another", 0, None), ("stream_refused", 1001, 1001)]
+
+
+def test_kinds_are_told_apart_until_there_are_too_many():
+    clock = Clock()
+    with capture_logs() as lines:
+        limited = LimitedLog(structlog.get_logger("x"), interval_s=10, clock=clock)
+        for _ in range(3):
+            for kind in range(10 * KINDS_LIMIT):
+                limited.log(logging.ERROR, "failed", kind=kind, number=kind)
+        clock.now_s += 10
+        limited.flush()
+
+    first, later = lines[: KINDS_LIMIT + 1], lines[KINDS_LIMIT + 1 :]
+    assert [line["number"] for line in first] == list(range(KINDS_LIMIT + 1))
+    assert [line["times"] for line in later] == [2] * KINDS_LIMIT + [27 * KINDS_LIMIT - 1]
+    assert {line["log_level"] for line in lines} == {"error"}
+    assert len(limited._told) == KINDS_LIMIT + 1
 
 
 def test_what_nothing_follows_is_told_all_the_same():
