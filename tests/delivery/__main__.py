@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 
 import trio
 
@@ -45,8 +46,16 @@ def main() -> int:
     try:
         return trio.run(run)
     except* (ProcessFailed, RedisMissing) as group:
-        print(*group.exceptions, sep="\n", file=sys.stderr)
+        print(*_leaves(group), sep="\n", file=sys.stderr)
     return 2
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
 
 
 if __name__ == "__main__":

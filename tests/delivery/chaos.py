@@ -1,9 +1,9 @@
 """Rounds of random faults against a running server.
 
-A lane is one Redis and one server of its own, and does one round after another, each on new topics; so a
-round may stop or wipe either of them. Lanes run side by side. A round: its clients follow their plans while
-one task does the steps; then the faults stop, markers are appended to each topic, and the clients have
-`SETTLE_LIMIT_S` to reach them; then the oracle judges every client's history.
+A lane is one Redis with two servers on it, one for cleartext and one for TLS, and does one round after
+another, each on new topics; so a round may stop or wipe any of them. Lanes run side by side. A round: its
+clients follow their plans while one task does the steps; then the faults stop, markers are appended to each
+topic, and the clients have `SETTLE_LIMIT_S` to reach them; then the oracle judges every client's history.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ async def run_rounds(
 async def _run_round(pair: Pair, plan: Plan, workers: int) -> Round:
     topics = [TopicWriter(f"d{plan.seed}-{number}-{time.monotonic_ns()}") for number in range(plan.topics)]
     clients = [
-        Client(f"{number}", client, topics[client.topic].name, pair.server.port)
+        Client(f"{number}", client, topics[client.topic].name, pair)
         for number, client in enumerate(plan.clients)
     ]
     driver = _Driver(pair, topics, clients)
@@ -127,7 +127,11 @@ async def _run_round(pair: Pair, plan: Plan, workers: int) -> Round:
         await driver.settle()
         nursery.cancel_scope.cancel()
     driver.link.close()
-    crashes = [Violation("traceback", "-", -1, line[-400:]) for line in pair.server.take_tracebacks()]
+    crashes = [
+        Violation("traceback", "-", -1, line[-400:])
+        for server in pair.servers
+        for line in server.take_tracebacks()
+    ]
     return _judge(plan, workers, topics, clients, crashes)
 
 
@@ -203,21 +207,22 @@ class _Driver:
                 topic.note_wipe(killed_s, back_s)
 
     async def _freeze_server(self, step: steps.FreezeServer) -> None:
-        self._pair.server.freeze()
+        server = self._pair.server(secure=step.secure)
+        server.freeze()
         try:
             for one in step.meanwhile:
                 await self.do(one)
             await trio.sleep(step.for_s)
         finally:
-            self._pair.server.thaw()
+            server.thaw()
 
     async def _restart_server(self, step: steps.RestartServer) -> None:
-        server = self._pair.server
+        server = self._pair.server(secure=step.secure)
         if step.kill:
             server.kill()
         else:
             for client in self._clients:
-                client.note_drain()
+                client.note_drain(secure=step.secure)
             server.tell_to_stop()
             for one in step.meanwhile:
                 await self.do(one)
@@ -248,7 +253,9 @@ def _count(plan: Plan, topics: Sequence[TopicWriter], clients: Sequence[Client])
     counts = Counter(f"step {type(step).__name__}" for step in plan.steps)
     counts["appended"] = sum(len(topic.log.appends) for topic in topics)
     for client in clients:
-        counts.update(f"client {kind}" for kind, is_one in asdict(client.plan.kind).items() if is_one)
+        kind = asdict(client.plan.kind)
+        counts.update(f"client {'+'.join(transports)}" for transports in [kind.pop("transports")])
+        counts.update(f"client {name}" for name, is_one in kind.items() if is_one)
         counts.update({f"status {status}": count for status, count in client.statuses.items()})
         for connection in client.history.connections:
             counts["resumed"] += connection.cursor is not None

@@ -16,12 +16,11 @@ from random import Random
 import trio
 
 from .oracle import ClientHistory, Connection, End, Item, Position, Retry, StreamId, Violation, parse_id
-from .plan import FUTURE, GARBAGE, ClientPlan, Cursor, Cut, Stall, Stint
-from .processes import HOST
-from .wire import StreamReader, WrongBytes, request
+from .plan import FUTURE, GARBAGE, ClientPlan, Cursor, Cut, Stall, Stint, Transport
+from .processes import HOST, Pair
+from .wire import READ_BYTES, Exchange, WrongBytes
 
 SMALL_BUFFER_BYTES = 2048  # the kernel doubles it
-READ_BYTES = 1 << 16
 RETRY_S = 0.02
 LOOK_S = 0.05  # how soon a silent client learns that the faults are over
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: close() sends RST
@@ -30,13 +29,13 @@ _STAY = Stint(0, Cursor.LAST, math.inf, Cut.CLOSE, None)
 
 
 class Client:
-    def __init__(self, name: str, plan: ClientPlan, topic: str, port: int) -> None:
+    def __init__(self, name: str, plan: ClientPlan, topic: str, pair: Pair) -> None:
         self.name = name
         self.plan = plan
         self.statuses: Counter[int] = Counter()
         self.wrong: list[Violation] = []
         self._topic = topic
-        self._port = port
+        self._pair = pair
         self._random = Random(plan.seed)
         self._connections: list[Connection] = []
         self._given: list[str] = []
@@ -59,12 +58,13 @@ class Client:
         if self._given and (parse_id(self._given[-1]) or (0, 0)) >= self._goal:
             self._reached.set()
 
-    def note_drain(self) -> None:
-        """The server is about to be told to stop."""
+    def note_drain(self, *, secure: bool) -> None:
+        """That server is about to be told to stop."""
         if self.plan.kind.polls:
             return  # its answers end by themselves
-        if self._now is not None and self._now.items and self._now.stalled_s is None:
-            self._now.drained = True
+        now = self._now
+        if now is not None and now.transport.is_secure == secure and now.items and now.stalled_s is None:
+            now.drained = True
 
     def stay(self) -> None:
         """The faults are over: no more cuts."""
@@ -84,12 +84,15 @@ class Client:
     async def _hold(self, stint: Stint) -> None:
         sock = trio.socket.socket()
         slow = stint.stall is not None and stint.stall.small_buffer
-        self._now = _Conversation(self._choose(stint.cursor), time.monotonic(), slow)
+        transport = self._random.choice(self.plan.kind.transports)
+        cursor = self._choose(stint.cursor)
+        exchange = Exchange(self._topic, cursor, self.plan.kind, transport, self._pair.tls_context)
+        self._now = _Conversation(exchange, transport, cursor, time.monotonic(), slow)
         try:
             if self._now.slow:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
-            await sock.connect((HOST, self._port))
-            await sock.send(request(self._topic, self._now.cursor, self.plan.kind))
+            await sock.connect((HOST, self._pair.server(secure=transport.is_secure).port))
+            await self._say(sock, exchange)
             with trio.move_on_after(stint.hold_s) as cut:
                 await self._read(sock, self._now, stint.stall, cut)
         except WrongBytes as error:
@@ -120,7 +123,7 @@ class Client:
                 stall_at_s = math.inf
             with trio.move_on_after(min(max(stall_at_s - time.monotonic(), 0), LOOK_S)):
                 data = await sock.recv(READ_BYTES)
-                items = now.reader.feed(data, time.monotonic())
+                items = now.exchange.feed(data, time.monotonic())
                 now.items += items
                 # A position that says back what no server ever gave is no place to be at.
                 self._given += [
@@ -130,9 +133,16 @@ class Client:
                     and not (isinstance(item, Position) and item.id == now.cursor not in self._given)
                 ]
                 self._look_at_goal()
-                if not data or now.reader.complete:  # a connection may be kept for the next question
-                    now.end = End.CLEAN if now.reader.complete else End.BROKEN
+                if not data or now.exchange.complete:  # a connection may be kept for the next question
+                    now.end = End.CLEAN if now.exchange.complete else End.BROKEN
                     return
+                await self._say(sock, now.exchange)
+
+    @staticmethod
+    async def _say(sock: trio.socket.SocketType, exchange: Exchange) -> None:
+        if output := exchange.take_output():
+            # A few hundred bytes: more than a socket takes at once would be a fault of the checker's.
+            assert await sock.send(output) == len(output)
 
     def _choose(self, cursor: Cursor) -> str | None:
         match cursor:
@@ -148,20 +158,23 @@ class Client:
                 return None
 
     def _record(self, now: _Conversation) -> None:
-        if now.reader.status is not None:
-            self.statuses[now.reader.status] += 1
-        if now.reader.status == 200:
+        if now.exchange.status is not None:
+            self.statuses[now.exchange.status] += 1
+        if now.exchange.status == 200:
             self._connections.append(now.connection())
 
 
 class _Conversation:
     """A connection that is still open."""
 
-    def __init__(self, cursor: str | None, opened_s: float, slow: bool) -> None:
+    def __init__(
+        self, exchange: Exchange, transport: Transport, cursor: str | None, opened_s: float, slow: bool
+    ) -> None:
+        self.exchange = exchange
+        self.transport = transport
         self.slow = slow
         self.cursor = cursor
         self.opened_s = opened_s
-        self.reader = StreamReader()
         self.items: list[Item] = []
         self.end = End.CUT
         self.stalled_s = opened_s if slow else None  # a small buffer is as good as a stall

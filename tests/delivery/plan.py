@@ -12,6 +12,7 @@ from random import Random
 
 HEAVY_SHARE = 0.35  # rounds with a restart: each costs about a second of start-up
 CALM_SHARE = 0.25  # rounds in which nothing is removed, so that every reload is a false one
+SECURE_SHARE = 0.3  # of the faults of servers; the other server has more clients
 GARBAGE = ("x", "5-", "-1-0", "18446744073709551616-0", "1-2-3", "$", "0x10-0", "1 2")
 FUTURE = ("99999999999999-0", "18446744073709551615-18446744073709551615")
 
@@ -27,6 +28,18 @@ class Cursor(StrEnum):
 class Cut(StrEnum):
     CLOSE = "close"
     RESET = "reset"
+
+
+class Transport(StrEnum):
+    """How a client reaches a server. Of two servers on one Redis one has cleartext, one the rest."""
+
+    CLEAR = "clear"
+    TLS = "tls"
+    HTTP2 = "http2"
+
+    @property
+    def is_secure(self) -> bool:
+        return self is not Transport.CLEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +66,11 @@ class Kind:
 
     `asgi`: its requests have a shape that goes through the server's ASGI route. `compact`: it asks for
     compact replays (no two events of the checker may be merged, so it is owed the same). `polls`: it asks
-    with `live=false`. `in_query`: it sends its cursor there instead of in the header.
+    with `live=false`. `in_query`: it sends its cursor there instead of in the header. `transports`: it takes
+    one of them for each connection; of more than one, at random, so that it moves between servers.
     """
 
+    transports: tuple[Transport, ...] = (Transport.CLEAR,)
     asgi: bool = False
     compact: bool = False
     polls: bool = False
@@ -130,8 +145,9 @@ class KillRedis:
 
 @dataclass(frozen=True, slots=True)
 class FreezeServer:
-    """SIGSTOP while the steps are done, and for `for_s` in all."""
+    """SIGSTOP while the steps are done, and for `for_s` in all. `secure`: which of the two."""
 
+    secure: bool
     for_s: float
     meanwhile: tuple[Step, ...]
 
@@ -139,8 +155,9 @@ class FreezeServer:
 @dataclass(frozen=True, slots=True)
 class RestartServer:
     """`kill`: SIGKILL; otherwise SIGTERM, and the drain is waited for. `meanwhile`: once while it stops, and
-    once while it is down."""
+    once while it is down. `secure`: which of the two."""
 
+    secure: bool
     kill: bool
     meanwhile: tuple[Step, ...]
 
@@ -186,7 +203,11 @@ def _client(random: Random, topics: int, duration_s: float) -> ClientPlan:
 
 
 def _kind(random: Random) -> Kind:
+    secure = (Transport.TLS, Transport.HTTP2)
     return Kind(
+        transports=random.choices(
+            ((Transport.CLEAR,), *((one,) for one in secure), tuple(Transport)), (5, 1, 1.5, 2.5)
+        )[0],
         asgi=random.random() < 0.3,
         compact=random.random() < 0.2,
         polls=random.random() < 0.15,
@@ -252,7 +273,7 @@ def _light_drawer(random: Random, topics: int, *, calm: bool) -> Callable[[], St
                 return DropTopic(topic)
             case _:
                 meanwhile = tuple(step for _ in range(random.randint(1, 4)) if _is_short(step := one()))
-                return FreezeServer(random.uniform(0.05, 0.2), meanwhile)
+                return FreezeServer(_is_secure(random), random.uniform(0.05, 0.2), meanwhile)
 
     return one
 
@@ -263,13 +284,18 @@ def _heavy(random: Random, topics: int, draw_light: Callable[[], Step]) -> Step:
         case "flush":
             return FlushAll()
         case "stop":
-            return RestartServer(kill=False, meanwhile=meanwhile)
+            return RestartServer(_is_secure(random), kill=False, meanwhile=meanwhile)
         case "kill":
-            return RestartServer(kill=True, meanwhile=meanwhile)
+            return RestartServer(_is_secure(random), kill=True, meanwhile=meanwhile)
         case kind:
             in_flight = tuple(random.choice((0, 1, random.randint(0, 40))) for _ in range(topics))
             grace_s = random.choice((0, random.uniform(0, 0.003)))
             return KillRedis(in_flight, grace_s, random.choice((0, random.uniform(0, 0.3))), kind == "wipe")
+
+
+def _is_secure(random: Random) -> bool:
+    """Which of the two servers a fault meets."""
+    return random.random() < SECURE_SHARE
 
 
 def _is_short(step: Step) -> bool:

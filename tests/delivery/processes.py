@@ -1,4 +1,4 @@
-"""The two processes under test: Redis and the server. Only this file starts, signals and ends them.
+"""The processes under test: Redis and two servers. Only this file starts, signals and ends them.
 
 Each one has its own process group, so that what a server forks dies with it, and its port stays the same over
 restarts. `async with` ends whatever still runs.
@@ -11,10 +11,12 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -203,17 +205,64 @@ class RedisLink:
         return [self.read() for _ in commands]
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Self-signed, so that it is its own authority."""
+
+    certfile: Path
+    keyfile: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Self:
+        """Raises ProcessFailed."""
+        made = cls(folder / "cert.pem", folder / "key.pem")
+        argv = [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+            ),
+            *("-days", "2", "-subj", "/CN=localhost", "-addext", f"subjectAltName=IP:{HOST}"),
+            *("-out", str(made.certfile), "-keyout", str(made.keyfile)),
+        ]
+        try:
+            subprocess.run(argv, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ProcessFailed(f"the command openssl is needed for a certificate: {error}") from error
+        return made
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "STALECAST_TLS_CERTFILE": str(self.certfile),
+            "STALECAST_TLS_KEYFILE": str(self.keyfile),
+        }
+
+
 class ServerProcess:
     """The server. In `argv` the words {port} and {workers} are filled in."""
 
     def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], workers: int, drain_s: float, folder: Path
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        workers: int,
+        drain_s: float,
+        folder: Path,
+        tls_context: ssl.SSLContext | None = None,
     ) -> None:
         self.port = free_port()
+        self._tls_context = tls_context
         self._argv = [word.format(port=self.port, workers=workers) for word in argv]
         self._env = env
         self._drain_s = drain_s
-        self._process = _Process("server", folder)
+        self._process = _Process(name, folder)
 
     async def start(self) -> None:
         """Returns when /readyz says 200."""
@@ -226,14 +275,28 @@ class ServerProcess:
         raise self._process.failed(f"did not get ready: {' '.join(self._argv)}")
 
     async def _is_ready(self) -> bool:
-        with trio.socket.socket() as sock, trio.move_on_after(1):
+        return await self.ask("/readyz") is not None
+
+    async def ask(self, path: str) -> bytes | None:
+        """The body of a short answer; None for anything but 200, and when nobody answers within a second."""
+        with trio.move_on_after(1):
             try:
-                await sock.connect((HOST, self.port))
-                await sock.send(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-                return (await sock.recv(1 << 12)).startswith(b"HTTP/1.1 200")
-            except OSError:
+                tcp = await trio.open_tcp_stream(HOST, self.port)
+                stream = tcp if self._tls_context is None else self._over_tls(tcp)
+                async with stream:
+                    head = f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"
+                    await stream.send_all(head.encode())
+                    answer = b"".join([data async for data in stream])
+                head, _, body = answer.partition(b"\r\n\r\n")
+                return body if head.startswith(b"HTTP/1.1 200 ") else None
+            except (OSError, trio.BrokenResourceError, ssl.SSLError):
                 pass
-        return False
+        return None
+
+    def _over_tls(self, tcp: trio.SocketStream) -> trio.SSLStream[trio.SocketStream]:
+        assert self._tls_context is not None
+        self._tls_context.set_alpn_protocols(["http/1.1"])
+        return trio.SSLStream(tcp, self._tls_context, server_hostname=HOST, https_compatible=True)
 
     def tell_to_stop(self) -> None:
         self._process.signal_first(signal.SIGTERM)
@@ -255,7 +318,8 @@ class ServerProcess:
 
 
 class Pair:
-    """One Redis and one server in a folder of their own; `async with` starts both and ends both."""
+    """One Redis and two servers in a folder of their own, one for cleartext and one for TLS, which then have
+    HTTP/2, too. `async with` starts all and ends all. `workers`: of the first; the other is one process."""
 
     def __init__(
         self, server_argv: Sequence[str], settings: Mapping[str, str], workers: int, drain_s: float
@@ -265,18 +329,29 @@ class Pair:
         folder = Path(self._folder.name)
         self.redis = RedisProcess(redis_binary(), folder)
         env = {**settings, "REDIS_URL": f"redis://{HOST}:{self.redis.port}/0"}
-        self.server = ServerProcess(server_argv, env, workers, drain_s, folder)
+        certificate = Certificate.make(folder)
+        self.tls_context = ssl.create_default_context(cafile=str(certificate.certfile))
+        self._clear = ServerProcess("server", server_argv, env, workers, drain_s, folder)
+        env = {**env, **certificate.settings}
+        self._secure = ServerProcess("tls-server", server_argv, env, 1, drain_s, folder, self.tls_context)
+        self.servers = (self._clear, self._secure)
+
+    def server(self, *, secure: bool) -> ServerProcess:
+        return self._secure if secure else self._clear
 
     async def __aenter__(self) -> Self:
         try:
             await self.redis.start()
-            await self.server.start()
+            async with trio.open_nursery() as nursery:
+                for server in self.servers:
+                    nursery.start_soon(server.start)
         except BaseException:
             await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.server.kill()
+        for server in self.servers:
+            server.kill()
         self.redis.kill()
         self._folder.cleanup()
