@@ -145,6 +145,7 @@ class Http2(H2Protocol):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        vars(self.connection).clear()  # it refers to itself, and would wait for the collector
         self.connection = _Connection(self.config)
         self.priority: Any = RoundRobin()
         self._meter = FrameMeter(trio.current_time())

@@ -238,6 +238,7 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         finally:
             if not is_served:
                 self._connections.discard(self)
+                self._part_from_stream()
         if is_served:
             await self.run()
 
@@ -288,10 +289,16 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             finally:
                 self._connections.discard(self)
                 await self._close()
+                self._part_from_stream()
         except* trio.TooSlowError:
             pass  # the handshake
         except* Exception as error:  # noqa: BLE001 the one boundary
             report("connection", error)
+
+    def _part_from_stream(self) -> None:
+        """So that OpenSSL's part of a connection, tens of kilobytes, goes with it and not when the collector
+        comes: trio's stream refers to itself by this, and a request that failed to us by its traceback."""
+        vars(self.__dict__.pop("stream")).pop("_handshook", None)
 
     async def _read_request(self) -> "StreamRequest | bytes | None":
         """The first request if it is for a stream; otherwise what is here of it, for Hypercorn. None: the
@@ -327,8 +334,6 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         endpoint = self.stream_endpoint
         assert endpoint is not None
         self._idle = False
-        for name in ("protocol", "send_lock", "_changed", "_task_group"):  # of requests before this one
-            self.__dict__.pop(name, None)
         wire = DirectWire(self.stream, HandlerSettings.send_timeout_s)
         head = _response_head(endpoint.fields(asked.origin))
 
@@ -378,26 +383,40 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
         self.send_lock = trio.Lock()
         self._changed = trio.Event()  # when a request was answered, or became a stream that goes on
         asked: StreamRequest | None = None
-        async with Requests() as task_group:
-            self._task_group = task_group
-            self.protocol = ProtocolWrapper(
-                self.app,
-                self.config,
-                self.context,
-                task_group,
-                ConnectionState({**self.state, CONNECTION_STATE_KEY: self}),
-                is_tls,
-                client,
-                server,
-                self.protocol_send,
-                alpn_protocol,
-            )
-            await self.protocol.initiate()
-            with self._reading:
-                asked = await self._feed(data)
-            if asked is None:
-                await self.protocol.handle(Closed())
+        try:
+            async with Requests() as task_group:
+                self._task_group = task_group
+                self.protocol = ProtocolWrapper(
+                    self.app,
+                    self.config,
+                    self.context,
+                    task_group,
+                    ConnectionState({**self.state, CONNECTION_STATE_KEY: self}),
+                    is_tls,
+                    client,
+                    server,
+                    self.protocol_send,
+                    alpn_protocol,
+                )
+                await self.protocol.initiate()
+                with self._reading:
+                    asked = await self._feed(data)
+                if asked is None:
+                    await self.protocol.handle(Closed())
+        finally:
+            self._part_from_requests()
         return asked
+
+    def _part_from_requests(self) -> None:
+        """Whatever answered them goes now, and not when the collector comes, which for what has lived long is
+        next to never: all of it refers to itself in circles, and to this connection."""
+        wrapper: ProtocolWrapper | None = self.__dict__.pop("protocol", None)
+        for name in ("send_lock", "_changed", "_task_group"):
+            self.__dict__.pop(name, None)
+        if wrapper is not None:
+            wrapper.state.clear()
+            for owner in (wrapper.protocol.connection, wrapper.protocol, wrapper):
+                vars(owner).clear()
 
     async def _feed(self, data: bytes) -> "StreamRequest | None":
         """`data`: what has arrived already."""

@@ -891,6 +891,57 @@ async def test_a_client_that_has_caught_up_is_all_that_is_left_of_its_request(
         assert await follower.event_id() == event_id
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_connection_is_gone_when_it_ends_and_not_when_the_collector_comes(
+    nursery: trio.Nursery, settings: Callable[..., Settings], certificate: Certificate
+) -> None:
+    """With our thresholds it may come after hours, and OpenSSL alone keeps tens of kilobytes for each."""
+    tls = {"tls_certfile": str(certificate.certfile), "tls_keyfile": str(certificate.keyfile)}
+    clear = await start_server(nursery, settings())
+    secure = await start_server(nursery, settings(max_clients=2, **tls))
+    async with (
+        follow(clear, "a"),
+        follow(clear, "a", *THROUGH_ASGI),
+        follow(secure, "a", certificate=certificate),
+        await Http2.open(secure, certificate) as http2,
+        await Connection.open(clear) as garbage,
+    ):
+        for path in ("/v1/sse/a", "/nowhere"):
+            stream_id = await http2.request(path)
+            await http2.receive_until(lambda stream_id=stream_id: stream_id in http2.headers)
+        await garbage.send(b"\xff\r\n\r\n")
+        async with await Connection.open(secure, certificate) as turned_away:
+            await turned_away.request("/v1/sse/a")
+            await turned_away.read_until(b"retry:")
+        async with await Connection.open(secure, certificate) as failing:
+            await failing.request("/nowhere")
+            assert (await failing.read_head())[0] == 404
+        assert Context.current is not None
+        connections = Context.current.connections
+        await wait_until(lambda: len(connections) == 2)
+        connections.limit = 2
+        async with await trio.open_tcp_stream(HOST, secure.port) as no_room:
+            assert await no_room.receive_some() == b""
+    for server in (clear, secure):  # what accepts holds on to the last that it has accepted
+        server.stop()
+        await server.ended.wait()
+    left = [
+        one
+        for one in gc.get_objects()
+        if (isinstance(one, ssl.SSLObject) and one.server_side)
+        or (isinstance(one, h2.connection.H2Connection) and not one.config.client_side)
+    ]
+    assert left == []
+
+
 def test_trap_10_hypercorns_defaults_that_harm_streams_are_replaced() -> None:
     config = hypercorn_config(Settings(redis_url="redis://localhost"), ["127.0.0.1:0"])
     assert config.read_timeout is None
