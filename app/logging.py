@@ -7,6 +7,7 @@ A process that serves has everything else end here, too: what libraries log, war
 nobody caught.
 """
 
+import atexit
 import logging
 import math
 import os
@@ -15,12 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
 from typing import Any, Final, TextIO
 from weakref import WeakSet
 
 import structlog
 
+from app.log_output import LogOutput
 from app.settings import ENV_PREFIX, Settings
 
 # Longer than any id, address or error of ours; a client's cursor alone may have 16 kB.
@@ -120,19 +123,38 @@ def _is_terminal() -> bool:
 
 class _Lines:
     """A log that nobody takes any more (the terminal was closed, the disk is full, `| head` has ended) must
-    not end what is logged about: then lines are lost."""
+    not end what is logged about, nor halt it where nobody reads: then lines are lost."""
 
     def msg(self, message: str) -> None:
         file: TextIO | None = sys.stderr  # None: started with 2>&-
         if file is None:
             return
         try:
-            file.write(message + "\n")
-            file.flush()
+            if file is not sys.__stderr__:  # a test's
+                file.write(message + "\n")
+                file.flush()
+                return
+            output = _standard_error()
+            if output.lost:
+                _tell_lost()
+            output.write(f"{message}\n".encode(file.encoding, "backslashreplace"))
         except (OSError, ValueError):
             pass
 
     log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
+
+
+@cache
+def _standard_error() -> LogOutput:
+    assert sys.__stderr__ is not None
+    output = LogOutput(sys.__stderr__.fileno(), _tell_lost)
+    atexit.register(output.flush)
+    return output
+
+
+def _tell_lost() -> None:
+    if lines := _standard_error().take_lost():
+        _log.warning("log_lines_lost", lines=lines, hint="whoever reads the log did not, or not fast enough")
 
 
 def take_over_process() -> None:
