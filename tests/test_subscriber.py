@@ -504,6 +504,34 @@ async def test_a_stream_that_changes_before_the_backfill_is_not_taken_for_the_hu
     assert (browser.told, browser.position) == ([], "")
 
 
+@pytest.mark.parametrize("cursor", ["origin", "0-0"])
+async def test_a_deleted_stream_is_not_served_from_memory(autojump_clock, world, asgi, cursor):
+    """The hub, which reads no more since, does not know yet; another instance has given out the position."""
+    origin = await world.position_of()
+    await world.open(afresh=True)
+    await world.publish_and_deliver(1, 2)
+    world.writer.delete("topic:events:a")
+
+    browser = world.connect(origin if cursor == "origin" else cursor, asgi=asgi)
+    await trio.sleep(0.1)
+
+    assert browser.told == []
+    assert "topic:events:a" in world.tails.rechecked
+
+
+async def test_a_cursor_before_every_event_is_served_from_memory_after_a_look(autojump_clock, world, asgi):
+    origin = await world.position_of()
+    await world.open(afresh=True)
+    await world.publish_and_deliver(1, 2, 3)
+    reads = world.client.reads
+
+    browser = world.connect(origin, asgi=asgi)
+    await world.settle()
+
+    assert browser.told == ["1-0 n1", "2-0 n2", "3-0 n3"]
+    assert world.client.reads == reads + 1
+
+
 async def test_a_client_ahead_of_the_hub_gets_nothing_twice(autojump_clock, world, asgi):
     """It comes from an instance that reads faster."""
     await world.open()

@@ -116,17 +116,24 @@ class Topic:
         self.added_at_position = stream.entries_added
         base = BEGINNING if stream.is_unwritten else stream.position
         self.window = Window(base, self._hub.settings.window_limit_events, self._hub.budget)
-        self.window.backfilled = not self.is_watched  # for one client that would be more than it asks for
+        # For one client that would be more than it asks for; and there is nothing from before the beginning.
+        self.window.backfilled = not self.is_watched or stream.is_unwritten
         self.opened = True
         for subscriber in self.waiting:
             subscriber.wake()
 
-    def window_point(self, cursor: StreamId) -> StreamId | None:
-        """The cursor as the window knows it, or None where the window cannot serve it."""
+    def window_point(self, cursor: StreamId, *, proven: bool) -> StreamId | None:
+        """The cursor as the window knows it, or None where the window cannot serve it. `proven`: it is known
+        to be of the stream as the hub believes it to be, by a look at Redis or because the hub brought it.
+
+        Of one from before every entry nothing else tells that: the key may have been deleted since the last
+        entry, and another instance, asked later, gives out the same position again."""
         if cursor.is_origin:
             if self.epoch is None or cursor != origin(self.epoch):
                 return None
             cursor = BEGINNING
+        if cursor == BEGINNING and not (proven or self.position.is_origin):
+            return None
         return cursor if cursor == self.position or self.window.covers(cursor) else None
 
     def agrees_with(self, stream: Snapshot, known: StreamId) -> bool:

@@ -136,7 +136,7 @@ class Subscriber:
         """Whether `catch_up` has all it needs, and will wait for nobody but the client."""
         if not self._topic.opened or self._must_go():
             return self._must_go()
-        return self._cursor is None or self._topic.window_point(self._cursor) is not None
+        return self._cursor is None or self._topic.window_point(self._cursor, proven=False) is not None
 
     async def catch_up(self) -> bool:
         """Serve the client until it has what it missed. Returns whether `follow` is to be called; if not, it
@@ -260,14 +260,15 @@ class Subscriber:
         for the chunk that was begun, and read again from the position it has by then.
         """
         topic, hub = self._topic, self._hub
+        proven = self._caught_up
         self.position, self._caught_up = cursor, False
         pages: _Pages | None = None  # as soon as the cursor is known to be worth one
         wants_survey = self._catchup == "compact"
         survivors: Survivors | None = None
-        if topic.window_point(cursor) is None:
+        if topic.window_point(cursor, proven=True) is None:
             await hub.wait_looked(topic, cursor)  # with many others, after a deploy
         while True:
-            if (point := topic.window_point(self.position)) is not None:
+            if (point := topic.window_point(self.position, proven=proven)) is not None:
                 if wants_survey:
                     wants_survey, survey = False, Survey()
                     survey.see(topic.window.keys_after(point))
@@ -291,7 +292,7 @@ class Subscriber:
                 page = await (
                     self._read_page(self.position, limit_events) if pages is not None else self._look()
                 )
-                whole = True
+                whole = proven = True
                 match decide(self.position, page.stream, entry_present=page.entry_present):
                     case Live(after):
                         self.position = after
@@ -343,7 +344,7 @@ class Subscriber:
         the replay itself will meet what is wrong; or the client was told to reload."""
         topic, hub = self._topic, self._hub
         survey, at = Survey(), self.position
-        while (point := topic.window_point(at)) is None:
+        while (point := topic.window_point(at, proven=True)) is None:
             limit_events = pages.limit_events
             page = await self._read_page(at, limit_events)
             match decide(at, page.stream, entry_present=page.entry_present):
@@ -434,7 +435,7 @@ class Subscriber:
                 rest, self.rest = self.rest, None
                 await self._write(rest)
             elif self.backlog.in_doubt or (
-                self.backlog.overflowed and topic.window_point(self.position) is not None
+                self.backlog.overflowed and topic.window_point(self.position, proven=True) is not None
             ):
                 # In doubt: the hub lost events, and whether this client did, its own position tells.
                 # Overflowed: a burst rather than a slow client, if the window still has all of it.
