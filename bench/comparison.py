@@ -227,7 +227,9 @@ def _pair(
     same_machine: bool,
 ) -> Pair:
     known = figures.figure(place.figure)
-    absolute = [[_at_least(leg, place.figure) for leg in one if place.figure in leg.figures] for one in legs]
+    absolute = [
+        [figures.at_least(leg, place.figure) for leg in one if place.figure in leg.figures] for one in legs
+    ]
     if not known.timed:
         return _checked(Pair(place, False, absolute[0], absolute[1]))
     ratios = [_over_limit(one, limit, place.figure) for one, limit in zip(legs, limits, strict=True)]
@@ -238,14 +240,10 @@ def _pair(
     return _checked(Pair(place, False, absolute[0], absolute[1], why))
 
 
-def _at_least(leg: Leg, name: str) -> float:
-    return max(leg.figures[name], figures.figure(name).least)
-
-
 def _over_limit(legs: Iterable[Leg], limits: Iterable[Leg], name: str) -> list[float]:
-    beside = {leg.round: _at_least(leg, name) for leg in limits if name in leg.figures}
+    beside = {leg.round: figures.at_least(leg, name) for leg in limits if name in leg.figures}
     both = (leg for leg in legs if name in leg.figures and leg.round in beside)
-    return [_at_least(leg, name) / beside[leg.round] for leg in both]
+    return [figures.at_least(leg, name) / beside[leg.round] for leg in both]
 
 
 def _checked(pair: Pair) -> Pair:

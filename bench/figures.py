@@ -210,11 +210,16 @@ def sizes_of(result: Result) -> list[Size]:
     return sizes
 
 
+def at_least(leg: Leg, name: str) -> float:
+    """The figure, or below what counts, that: a handful of commands for 5000 clients is none for one."""
+    return max(leg.figures[name], figure(name).least)
+
+
 def ratios_by_round(over: Iterable[Leg], under: Iterable[Leg], name: str) -> list[float]:
     """One for each round in which both sides have the figure and the lower one is not zero."""
-    values = {leg.round: leg.figures[name] for leg in under if leg.figures.get(name, 0.0) > 0}
+    values = {leg.round: at_least(leg, name) for leg in under if leg.figures.get(name, 0.0) > 0}
     return [
-        leg.figures[name] / values[leg.round]
+        at_least(leg, name) / values[leg.round]
         for leg in over
         if leg.round in values and leg.figures.get(name) is not None
     ]

@@ -48,3 +48,13 @@ def test_two_rounds_say_nothing() -> None:
 def test_only_an_interval_wholly_above_counts(ours: list[float], fast: bool) -> None:
     found = against.ratios(_result(ours, [1.0] * 3))
     assert against.show(found, 1.02, console_for()) is fast
+
+
+def test_what_counts_for_nothing_makes_no_ratio() -> None:
+    """A ping and a look more, over 5000 clients."""
+    result = _result([0.0038] * 3, [0.0028] * 3)
+    result.scenario = "resume"
+    for leg in result.legs:
+        leg.figures["redis_commands_a_client"] = leg.figures.pop("greeted_s")
+    (found,) = against.ratios(result)
+    assert (found.figure, found.high) == ("redis_commands_a_client", pytest.approx(1.0))
