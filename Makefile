@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve example test test-client test-client-with-node lint types fuzz soak bench bench-quick bench-peers lock clean
+.PHONY: help serve example test test-client test-client-with-node test-pythons lint types fuzz soak bench bench-quick bench-peers lock clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: $(VENV)/.serve ## serve on http://127.0.0.1:8000 (PORT=...), with an embedded Valkey unless REDIS_URL is set
 	exec $(BIN)/python -m app serve --port $(PORT)
@@ -34,6 +34,9 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	@if command -v node >/dev/null; then $(BIN)/pyright --pythonpath $(BIN)/python; else echo "types: skipped, pyright needs node"; fi
+
+test-pythons: $(VENV)/.dev ## the suite and the delivery checker under every other Python from 3.11 on that is installed here: ROUNDS=100
+	$(BIN)/python -m tests.pythons $(if $(ROUNDS),--rounds $(ROUNDS))
 
 fuzz: $(VENV)/.dev ## 100,000 connections of HTTP/1.1 and 20,000 of HTTP/2 that nobody would make: HTTP1=, HTTP2=, SEED=
 	$(BIN)/python -m tests.fuzz --http1 $(or $(HTTP1),100000) --http2 $(or $(HTTP2),20000) $(if $(SEED),--seed $(SEED))
@@ -62,7 +65,7 @@ lock: $(VENV)/.dev ## compile the requirements files anew from pyproject.toml
 	  --no-annotate --custom-compile-command "make lock" --group build -o requirements-build.txt
 
 clean: ## remove what was set up
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stalecast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pythons
 from servers import HOST, PROJECT, RedisServer, free_port, run_app, run_redis
 
 SOON_S = 10.0
@@ -63,6 +64,14 @@ def test_builders_are_told_a_python_that_the_project_supports() -> None:
     assert re.fullmatch(r"3\.\d+\n", version)
     requires = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert tuple(map(int, version.split("."))) >= tuple(map(int, requires.removeprefix(">=").split(".")))
+
+
+def test_every_python_that_is_named_is_one_that_the_suite_is_run_under() -> None:
+    classifiers = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["classifiers"]
+    found = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", one) for one in classifiers]
+    named = {one[1] for one in found if one}
+    assert named
+    assert named <= set(pythons.VERSIONS)
 
 
 @pytest.mark.parametrize("path", sorted(PROJECT.glob("requirements*.txt")), ids=lambda path: path.name)
