@@ -34,7 +34,7 @@ from raw import (
     unharmed,
     window_update,
 )
-from servers import HOST, AppServer, make_certificate, run_app, run_redis
+from servers import HOST, AppServer, make_certificate, run_app, run_redis, wait_until
 
 from app.http2 import DISCARD_LIMIT_BYTES, RoundRobin
 from app.http2_limits import BURST, FRAME_LIMIT_BYTES, HEADER_BLOCK_LIMIT_BYTES, RESET_COST, Frame
@@ -63,6 +63,7 @@ def server(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "STALECAST_PUBLISH_TOKEN": "secret",
         "STALECAST_STUCK_TIMEOUT_S": str(STUCK_TIMEOUT_S),
         "STALECAST_REQUEST_HEAD_TIMEOUT_S": str(HEAD_TIMEOUT_S),
+        "STALECAST_MAX_EVENT_BYTES": "100",
     }
     with run_app(folder, redis_url=redis_url, settings=settings) as server:
         yield server
@@ -95,6 +96,14 @@ def test_a_body_behind_the_responses_end_is_thrown_away(server: AppServer, redis
         assert asked_to_stop == (size > DISCARD_LIMIT_BYTES)
         client.send(request(3))
         assert client.wait_response(3)[b":status"] == b"200"
+
+
+def test_a_body_keeps_a_least_pace(server: AppServer, redis_url: str) -> None:
+    with unharmed(server, redis_url), Http2Socket.begin(server) as client:
+        token = (b"authorization", b"Bearer secret")
+        fields = request_fields(b"POST", b"/v1/topics/a/events", (b"content-length", b"64"), token)
+        client.send(request(1, fields, ended=False) + frame(Frame.DATA, 0, 1, b"{"))
+        assert client.wait_response(1)[b":status"] == b"408"
 
 
 @pytest.mark.parametrize(
@@ -195,6 +204,8 @@ def test_rapid_resets_end_their_connection(
     server: AppServer, redis_url: str, path: bytes, apart: bool
 ) -> None:
     """CVE-2023-44487. And nobody writes about streams that were never followed."""
+    # Clients of earlier tests may yet be noticed to have left.
+    wait_until(lambda: log_events(server, "stream_closed") == log_events(server, "stream_opened"), "calm")
     opened, closed = log_events(server, "stream_opened"), log_events(server, "stream_closed")
     with unharmed(server, redis_url), Http2Socket.begin(server) as client:
         for number in range(3 * BURST):
