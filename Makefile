@@ -2,6 +2,9 @@
 PYTHON ?= python3
 PORT ?= 8000
 PAGE_PORT ?= 5173
+# Two at a time, since much of the suite waits for other processes. A file's tests stay together, for they share
+# servers; files go in the order of their names, so that the longest, tests/delivery, is not the last.
+TEST_IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -19,7 +22,7 @@ example: client/node_modules/.package-lock.json $(VENV)/.serve ## a board in Rea
 	exec node client/example/start.mjs --port $(PORT) --page-port $(PAGE_PORT)
 
 test: $(VENV)/.dev lint types test-client ## every check that needs nothing more than this machine has
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_IN_PARALLEL)
 
 test-client: $(VENV)/.dev
 	@if command -v node >/dev/null; then $(MAKE) --no-print-directory test-client-with-node; \

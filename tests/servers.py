@@ -16,6 +16,7 @@ import http.client
 import json
 import os
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +44,11 @@ START_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 40.0  # longer than the default drain of 25 s
 POLL_S: Final = 0.01
 OUTPUT_TAIL_CHARACTERS: Final = 4000
+# Below those that the kernel chooses (Linux: from 32768, macOS: from 49152), and each of pytest's workers has
+# its own: nobody else takes one before a server binds it.
+_WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS: Final = range(16_384 + _WORKER, 32_768, _WORKERS)
 # Variables of the surrounding shell that would change what the application does.
 _APP_VARIABLES: Final = ("REDIS_URL", "HOST", "PORT", "WEB_CONCURRENCY")
 
@@ -52,10 +58,12 @@ class ServerFailed(Exception):
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on right now."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
+    """A TCP port that nothing listens on right now, and that nobody here is given again soon."""
+    while True:
+        port = secrets.choice(_PORTS)  # not `random`, which Hypothesis seeds
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind((HOST, port))
+            return port
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -82,9 +82,9 @@ def build(folder: Path, argv: Sequence[str], *, of: Sequence[str], into: str) ->
     ):
         try:
             subprocess.run(argv, cwd=folder, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
-        except subprocess.SubprocessError as error:
-            output = getattr(error, "output", None) or b""
-            raise NotHere(f"{argv[0]} in {folder}: {error}: {output[-500:]!r}") from error
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            said = b"".join(filter(None, (error.stdout, error.stderr)))[-500:].decode(errors="replace")
+            raise NotHere(f"{argv[0]} in {folder} does not build it: {error}: {said}") from error
     return result
 
 
@@ -129,6 +129,12 @@ class Program(Process):
     def lines(self) -> list[dict[str, str]]:
         whole = self.output().rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in whole if line.startswith("{")]
+
+
+def test_a_program_that_cannot_be_built_is_missing_for_what_its_builder_says(tmp_path: Path) -> None:
+    too_old = "import sys; sys.exit('go.mod requires go >= 1.23')"  # what Go's own older versions say
+    with pytest.raises(NotHere, match=r"go\.mod requires go >= 1\.23"):
+        build(tmp_path, [sys.executable, "-c", too_old], of=[], into="listen")
 
 
 # -- browsers, each on a page that tells what its EventSource hears

@@ -26,6 +26,7 @@ import trio._core._thread_cache
 from servers import (
     HOST,
     PROJECT,
+    START_TIMEOUT_S,
     AppServer,
     RedisServer,
     free_port,
@@ -334,7 +335,7 @@ def test_a_wrong_setting_is_told_once_and_not_tried_again(
         server.kill()
         server.argv = [sys.executable, "-m", "app", "serve", "--workers", workers]
         server.spawn()
-        assert server.wait_ended(SOON_S) == 2
+        assert server.wait_ended(START_TIMEOUT_S) == 2
         (line,) = server.log_lines("cannot_serve")
         assert words in str(line["error"])
         assert "Traceback" not in server.output()
@@ -352,7 +353,7 @@ def test_the_number_of_workers_and_the_port_in_use_are_told(tmp_path: Path) -> N
                 server.kill()
                 server.argv = [sys.executable, "-m", "app", "serve"]
                 server.spawn()
-                assert server.wait_ended(SOON_S) == 2
+                assert server.wait_ended(START_TIMEOUT_S) == 2
                 (line,) = server.log_lines("cannot_serve")
                 assert words in str(line["error"])
 
