@@ -13,6 +13,7 @@ own pid. From a Trio test, what takes time (`start`, `kill`, `wait_ended`) goes 
 """
 
 import http.client
+import itertools
 import json
 import os
 import resource
@@ -49,6 +50,7 @@ OUTPUT_TAIL_CHARACTERS: Final = 4000
 _WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS: Final = range(16_384 + _WORKER, 32_768, _WORKERS)
+_TAKEN: Final = itertools.count(secrets.randbelow(len(_PORTS)))  # not `random`, which Hypothesis seeds
 # Variables of the surrounding shell that would change what the application does.
 _APP_VARIABLES: Final = ("REDIS_URL", "HOST", "PORT", "WEB_CONCURRENCY")
 
@@ -58,9 +60,9 @@ class ServerFailed(Exception):
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on right now, and that nobody here is given again soon."""
+    """A TCP port that nothing listens on right now, and that no test is given again soon."""
     while True:
-        port = secrets.choice(_PORTS)  # not `random`, which Hypothesis seeds
+        port = _PORTS[next(_TAKEN) % len(_PORTS)]
         with socket.socket() as sock, suppress(OSError):
             sock.bind((HOST, port))
             return port

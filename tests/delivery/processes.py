@@ -7,7 +7,9 @@ restarts. `async with` ends whatever still runs.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +27,10 @@ import hiredis
 import trio
 
 HOST = "127.0.0.1"
+# Below those that the kernel chooses for others, who would take one while its process is down, and below
+# those of tests/servers.py.
+PORTS = range(10_240, 16_384)
+_taken = itertools.count(secrets.randbelow(len(PORTS)))
 PROJECT = Path(__file__).resolve().parents[2]
 
 REDIS_START_LIMIT_S = 10
@@ -55,9 +62,11 @@ def redis_binary() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return sock.getsockname()[1]
+    while True:
+        port = PORTS[next(_taken) % len(PORTS)]
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind((HOST, port))
+            return port
 
 
 def _die_with_parent() -> None:
