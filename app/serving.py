@@ -480,11 +480,17 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
                     await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             # Busy: sends wait for each other, so it is another task of ours that closes the connection.
-            await self.protocol.handle(Closed())
+            await self._note_unreachable()
         else:
             if bound.cancelled_caught:
                 self.abort()
-                await self.protocol.handle(Closed())
+                await self._note_unreachable()
+
+    async def _note_unreachable(self) -> None:
+        """Nothing reaches the client any more, so that it waits for no answer either."""
+        self._idle = True
+        self._changed.set()
+        await self.protocol.handle(Closed())
 
     def expect_rest(self, *, is_owed: bool) -> None:
         """`is_owed`: the client has begun the head of a further request, beside those that are answered. It

@@ -4,6 +4,7 @@ stream meanwhile (`unharmed`)."""
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from app import contain
 from app.logging import VALUE_LIMIT_CHARS, LimitedLog
-from app.serving import ConnectionHandler, Context, hypercorn_config
+from app.serving import HALF_CLOSED_LIMIT_S, ConnectionHandler, Context, hypercorn_config
 from app.settings import Settings
 from app.web import BODY_LEAST_BYTES_PER_S, BODY_OVERHEAD
 
@@ -339,3 +340,22 @@ def test_the_log_is_in_place(server: AppServer, redis_url: str) -> None:
     """The checks above look for `_failed` in the log: streams are told there."""
     with unharmed(server, redis_url):
         wait_log(server, "stream_opened")
+
+
+async def test_who_has_left_is_not_answered_for_long(autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody can tell from the end of its bytes; but then what is sent does not reach it."""
+
+    async def answer(scope: Any, receive: Any, send: Any, *_: Any) -> None:
+        await trio.sleep(1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    near, far = (trio.SocketStream(sock) for sock in trio.socket.socketpair())
+    await far.send_all(b"GET /v1/sse/half?live=false HTTP/1.1\r\nHost: x\r\n\r\n")
+    await far.aclose()
+    began_s = trio.current_time()
+    config = hypercorn_config(Settings(), ["127.0.0.1:0"])  # pyright: ignore[reportCallIssue]
+    await ConnectionHandler(answer, config, Context(None), {}, near)
+    assert trio.current_time() - began_s < HALF_CLOSED_LIMIT_S / 2

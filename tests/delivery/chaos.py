@@ -21,11 +21,11 @@ from . import plan as steps
 from .client import Client
 from .oracle import Event, Reload, Violation, check
 from .plan import Plan, Step, draw
-from .processes import Pair, RedisLink
+from .processes import Pair, RedisLink, ServerProcess
 from .writer import TopicWriter, flush_all
 
 SERVER_ARGV = (
-    *(sys.executable, "-m", "app", "serve"),
+    *(sys.executable, "-m", "tests.delivery.launch", "serve"),
     *("--host", "127.0.0.1", "--port", "{port}", "--workers", "{workers}"),
 )
 DRAIN_S = 0.3
@@ -46,6 +46,7 @@ SETTINGS = {
 }
 SETTLE_LIMIT_S = 10
 MARKER_PAUSE_S = 0.005
+LEFT_OVER_LIMIT_S = 5  # stuck clients are cut, topics linger, connections to Redis are made anew
 AFTERMATH_S = 0.01  # for what must not come after the marker
 
 
@@ -127,12 +128,30 @@ async def _run_round(pair: Pair, plan: Plan, workers: int) -> Round:
         await driver.settle()
         nursery.cancel_scope.cancel()
     driver.link.close()
-    crashes = [
+    wrong = await _left_over(pair)
+    wrong += [
         Violation("traceback", "-", -1, line[-400:])
         for server in pair.servers
         for line in server.take_tracebacks()
     ]
-    return _judge(plan, workers, topics, clients, crashes)
+    return _judge(plan, workers, topics, clients, wrong)
+
+
+async def _left_over(pair: Pair) -> list[Violation]:
+    """What the servers still hold of clients that are gone."""
+    held: dict[str, str] = {}
+
+    async def look(server: ServerProcess) -> None:
+        if (rest := await server.wait_idle(LEFT_OVER_LIMIT_S)) is not None:
+            held[server.name] = rest
+
+    async with trio.open_nursery() as nursery:
+        for server in pair.servers:
+            nursery.start_soon(look, server)
+    return [
+        Violation("left_over", "-", -1, f"{name} after {LEFT_OVER_LIMIT_S} s: {rest}")
+        for name, rest in held.items()
+    ]
 
 
 class _Driver:
@@ -237,9 +256,9 @@ def _judge(
     workers: int,
     topics: Sequence[TopicWriter],
     clients: Sequence[Client],
-    crashes: Sequence[Violation],
+    wrong: Sequence[Violation],
 ) -> Round:
-    violations = list(crashes)
+    violations = list(wrong)
     for number, topic in enumerate(topics):
         histories = [client.history for client in clients if client.plan.topic == number]
         violations += check(topic.log, histories, backlog_limit_events=BACKLOG_LIMIT_EVENTS)

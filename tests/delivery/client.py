@@ -92,7 +92,6 @@ class Client:
             if self._now.slow:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
             await sock.connect((HOST, self._pair.server(secure=transport.is_secure).port))
-            await self._say(sock, exchange)
             with trio.move_on_after(stint.hold_s) as cut:
                 await self._read(sock, self._now, stint.stall, cut)
         except WrongBytes as error:
@@ -121,6 +120,7 @@ class Client:
                 now.stall()
                 await trio.sleep(stall.for_s)
                 stall_at_s = math.inf
+            await self._say(sock, now.exchange)
             with trio.move_on_after(min(max(stall_at_s - time.monotonic(), 0), LOOK_S)):
                 data = await sock.recv(READ_BYTES)
                 items = now.exchange.feed(data, time.monotonic())
@@ -136,7 +136,6 @@ class Client:
                 if not data or now.exchange.complete:  # a connection may be kept for the next question
                     now.end = End.CLEAN if now.exchange.complete else End.BROKEN
                     return
-                await self._say(sock, now.exchange)
 
     @staticmethod
     async def _say(sock: trio.socket.SocketType, exchange: Exchange) -> None:

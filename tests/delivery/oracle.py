@@ -351,12 +351,15 @@ def warrant(
         return base, [("unwarranted_reload", f"{item}: the reason does not fit the cursor")]
 
     start = _Held(base.behind, own=False, made_after_s=connection.opened_s) if held is None else held
-    removals = _open_removals(line, start, item.at_s)
+    removals, wipes = _open_removals(line, start, item.at_s), _open_wipes(line, start, item.at_s)
+    # Best a wipe that can warrant nothing more to a client at `base`: it may hear of a removal later.
+    free = set(wipes) - set(_open_wipes(line, base, math.inf))
+    if free:
+        return _spend(base, start, wipe=min(free)), []
     if removals:
         return _spend(base, start, removal=removals[0]), []
     if _unprovable(line, start, item.at_s):  # before the wipes, for it spends none of them
         return _spend(base, start), []
-    wipes = _open_wipes(line, start, item.at_s)
     if wipes:
         return _spend(base, start, wipe=wipes[0]), []
     where = _name(line, start.behind - 1) if start.own else "a topic without entries"

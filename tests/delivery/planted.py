@@ -1,18 +1,12 @@
-"""`python -m tests.delivery.planted BUG serve ...`: the server with a bug that the checker must see.
-
-Each bug replaces one function of `app` before the command line starts; the product has no hook for it. With
-one worker only: further workers are started anew from the real command.
-"""
+"""Bugs that the checker must see. Each replaces one function of `app` in the server that launch.py starts."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
-from app import cli
 from app.streams import sse, subscriber, tail
 
 HAND_OVER_S = 0.05
@@ -61,7 +55,3 @@ BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (no_live_trim_check, no_replay_trim_check, no_hand_over, position_without_data)
 }
-
-if __name__ == "__main__":
-    BUGS[sys.argv.pop(1)]()
-    cli.main()

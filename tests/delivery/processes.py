@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from typing import Any, Self
 
 import hiredis
 import trio
+
+from .holdings import STATISTICS_PATH, Holdings
 
 HOST = "127.0.0.1"
 # Below those that the kernel chooses for others, who would take one while its process is down, and below
@@ -39,6 +43,7 @@ STOP_MARGIN_S = 5  # on top of the drain time
 POLL_INTERVAL_S = 0.01
 REPLY_LIMIT_S = 10
 STDERR_TAIL_BYTES = 4000
+IDLE_LOOKS = 10  # more than there are workers; a connection that was just closed may still have its task
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -266,7 +271,10 @@ class ServerProcess:
         folder: Path,
         tls_context: ssl.SSLContext | None = None,
     ) -> None:
+        self.name = name
         self.port = free_port()
+        self._workers = workers
+        self._idle_tasks: Counter[str] = Counter()  # of a process without clients
         self._tls_context = tls_context
         self._argv = [word.format(port=self.port, workers=workers) for word in argv]
         self._env = env
@@ -282,6 +290,38 @@ class ServerProcess:
                     return
                 await trio.sleep(POLL_INTERVAL_S)
         raise self._process.failed(f"did not get ready: {' '.join(self._argv)}")
+
+    async def learn_idle(self) -> None:
+        """Which tasks a process has that nobody has used yet."""
+        for _ in range(IDLE_LOOKS):
+            holdings = await self._ask_holdings()
+            if holdings is not None:
+                tasks = Counter(holdings.tasks)
+                self._idle_tasks = self._idle_tasks & tasks if self._idle_tasks else tasks
+            await trio.sleep(POLL_INTERVAL_S)
+
+    async def wait_idle(self, limit_s: float) -> str | None:
+        """Until none of its processes holds a client, a topic or a task more than when it started. What they
+        still held at the limit; None if nothing."""
+        idle: set[int] = set()
+        busy: dict[int, str] = {}
+        with trio.move_on_after(limit_s):
+            while len(idle) < self._workers:
+                holdings = await self._ask_holdings()
+                if holdings is None:
+                    await trio.sleep(POLL_INTERVAL_S)
+                elif more := holdings.beyond(self._idle_tasks):
+                    busy[holdings.pid] = more
+                    await trio.sleep(POLL_INTERVAL_S)
+                else:
+                    idle.add(holdings.pid)
+                    busy.pop(holdings.pid, None)
+            return None
+        return "; ".join(busy.values()) or f"only {len(idle)} of {self._workers} processes answer"
+
+    async def _ask_holdings(self) -> Holdings | None:
+        body = await self.ask(STATISTICS_PATH)
+        return None if body is None else Holdings(**json.loads(body))
 
     async def _is_ready(self) -> bool:
         return await self.ask("/readyz") is not None
@@ -354,6 +394,8 @@ class Pair:
             async with trio.open_nursery() as nursery:
                 for server in self.servers:
                     nursery.start_soon(server.start)
+            for server in self.servers:
+                await server.learn_idle()
         except BaseException:
             await self.__aexit__()
             raise

@@ -45,7 +45,7 @@ async def test_no_silent_gap_and_no_needless_reload(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("bug", BUGS)
 async def test_a_planted_bug_is_found(bug: str) -> None:
     serve = SERVER_ARGV[SERVER_ARGV.index("serve") :]
-    argv = (sys.executable, "-m", "tests.delivery.planted", bug, *serve)
+    argv = (sys.executable, "-m", "tests.delivery.launch", bug, *serve)
     # No client gets anywhere on what it cannot read, so each round waits for all of them to the end.
     rounds = range(2 if BUGS[bug] is UNREADABLE else PLANTED_ROUNDS)
     report = await run_rounds(rounds, workers=(1, 1), server_argv=argv)

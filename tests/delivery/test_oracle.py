@@ -101,6 +101,10 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
         log(1, 4, wipes=(wipe(1.5), wipe(2.5))),
         [on(START, event(1), Reload(1.7, "0-8", "trimmed"), Reload(2.7, "0-9", "trimmed"), event(4))],
     ),
+    "a wipe and a removal, both heard of late": (
+        log(1, 3, 4, removals=(Removal(4.5, 4.6, ids=frozenset({(40, 0)})),), wipes=(wipe(2),)),
+        [on(START, event(1), Reload(5, "30-0", "trimmed"), Reload(5.1, "40-0", "trimmed"))],
+    ),
     "nothing to prove continuity by, twice": (
         log(1, 2, removals=(trim(1.5, below=2),)),
         [
