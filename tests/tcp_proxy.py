@@ -1,6 +1,7 @@
 """A TCP proxy in the test's own process, for what happens between us and Redis: a NAT that forgets a
-connection, a balancer that leads elsewhere."""
+connection, a balancer that leads elsewhere, a Redis that is slow, half open or away."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -12,10 +13,15 @@ from servers import HOST
 class TcpProxy:
     """Started with `await nursery.start(proxy.run)`; `port` is its own."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, port: int = 0) -> None:
+        """`port`: any free one."""
         self.target_port = target_port  # of connections from now on
-        self.port = 0
+        self.port = port
         self.accepted = 0
+        self.refuses = False  # connections from now on end at once
+        # Each connection has a share of its own of this, by which everything on it comes later, each way.
+        self.slowness_s = 0.0
+        self._held: trio.Event | None = None
         self._scopes: set[trio.CancelScope] = set()
         self._silent: set[trio.CancelScope] = set()
 
@@ -24,7 +30,7 @@ class TcpProxy:
         return f"redis://{HOST}:{self.port}"
 
     async def run(self, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
-        (listener,) = await trio.open_tcp_listeners(0, host=HOST)
+        (listener,) = await trio.open_tcp_listeners(self.port, host=HOST)
         self.port = listener.socket.getsockname()[1]
         task_status.started(self)
         await trio.serve_listeners(self._serve, [listener])
@@ -38,6 +44,15 @@ class TcpProxy:
         for scope in self._scopes:
             scope.cancel()
 
+    def hold(self) -> None:
+        """Connections are accepted and stay open; what comes on them waits until `release`."""
+        self._held = trio.Event()
+
+    def release(self) -> None:
+        if self._held is not None:
+            self._held.set()
+            self._held = None
+
     @contextmanager
     def leading_to(self, port: int) -> Iterator[None]:
         before, self.target_port = self.target_port, port
@@ -46,6 +61,10 @@ class TcpProxy:
 
     async def _serve(self, near: trio.SocketStream) -> None:
         self.accepted += 1
+        share = random.random()
+        if self.refuses:
+            await trio.aclose_forcefully(near)
+            return
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
@@ -54,8 +73,8 @@ class TcpProxy:
                     await trio.open_tcp_stream(HOST, self.target_port) as far,
                     trio.open_nursery() as nursery,
                 ):
-                    nursery.start_soon(self._carry, near, far, scope)
-                    nursery.start_soon(self._carry, far, near, scope)
+                    nursery.start_soon(self._carry, near, far, scope, share)
+                    nursery.start_soon(self._carry, far, near, scope, share)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
             finally:
@@ -63,10 +82,14 @@ class TcpProxy:
                 self._silent.discard(scope)
 
     async def _carry(
-        self, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope
+        self, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope, share: float
     ) -> None:
         try:
             async for received in source:
+                if self.slowness_s:
+                    await trio.sleep(share * self.slowness_s)
+                while self._held is not None:
+                    await self._held.wait()
                 if scope not in self._silent:
                     await sink.send_all(received)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

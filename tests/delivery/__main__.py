@@ -6,8 +6,11 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import trio
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from .chaos import Round, run_rounds
 from .processes import ProcessFailed, RedisMissing

@@ -33,7 +33,9 @@ BACKLOG_LIMIT_EVENTS = 40
 # Small limits, so that a round of a second meets them: replay goes to Redis page by page, a flood leaves the
 # window, a stalled client overflows or gets stuck.
 SETTINGS = {
-    "STALECAST_HEARTBEAT_INTERVAL_S": "0.2",
+    "STALECAST_HEARTBEAT_INTERVAL_S": str(steps.HEARTBEAT_INTERVAL_S),
+    "STALECAST_REDIS_TIMEOUT_S": str(steps.REDIS_TIMEOUT_S),
+    "STALECAST_UNREADABLE_GATHER_S": "0.05",
     "STALECAST_STUCK_TIMEOUT_S": "0.8",
     "STALECAST_DRAIN_S": str(DRAIN_S),
     "STALECAST_RETRY_MS": "20",
@@ -44,6 +46,7 @@ SETTINGS = {
     "STALECAST_TAIL_READ_LIMIT_EVENTS": "50",
     "STALECAST_TOPIC_LINGER_S": "0.1",
 }
+SLOWNESS_S = 0.1  # each way, at most
 SETTLE_LIMIT_S = 10
 MARKER_PAUSE_S = 0.005
 LEFT_OVER_LIMIT_S = 5  # stuck clients are cut, topics linger, connections to Redis are made anew
@@ -91,6 +94,7 @@ async def run_rounds(
     *,
     workers: Sequence[int] = (1, 2),
     server_argv: Sequence[str] = SERVER_ARGV,
+    drawn: Callable[[int], Plan] = draw,
     on_round: Callable[[Round], None] = lambda _: None,
 ) -> Report:
     """One lane for each entry of `workers`, which says how many worker processes its server has.
@@ -100,11 +104,13 @@ async def run_rounds(
     report = Report()
 
     async def run_lane(worker_count: int, lane_seeds: Sequence[int]) -> None:
-        async with Pair(server_argv, SETTINGS, worker_count, DRAIN_S) as pair:
-            for seed in lane_seeds:
-                one = await _run_round(pair, draw(seed), worker_count)
-                report.rounds.append(one)
-                on_round(one)
+        async with trio.open_nursery() as nursery:
+            async with Pair(server_argv, SETTINGS, worker_count, DRAIN_S, nursery) as pair:
+                for seed in lane_seeds:
+                    one = await _run_round(pair, drawn(seed), worker_count)
+                    report.rounds.append(one)
+                    on_round(one)
+            nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         for lane, worker_count in enumerate(workers):
@@ -168,9 +174,7 @@ class _Driver:
             case steps.Pause():
                 await trio.sleep(step.for_s)
             case steps.Publish():
-                self._topics[step.topic].publish(
-                    self.link, step.count, multi=step.multi, keep=step.keep, padding=step.padding
-                )
+                self._topics[step.topic].publish(self.link, step)
             case steps.TrimToLength():
                 self._topics[step.topic].trim_to_length(self.link, step.keep)
             case steps.TrimBelow():
@@ -183,6 +187,8 @@ class _Driver:
                 flush_all(self.link, self._topics)
             case steps.KillRedis():
                 await self._kill_redis(step)
+            case steps.DisturbRedis():
+                await self._disturb_redis(step)
             case steps.FreezeServer():
                 await self._freeze_server(step)
             case steps.RestartServer():
@@ -195,7 +201,7 @@ class _Driver:
             client.stay()
         for _ in range(2):  # two, so that the markers themselves can show a disorder
             for topic in self._topics:
-                topic.publish(self.link, 1)
+                topic.publish(self.link, steps.Publish(0, 1))
             await trio.sleep(MARKER_PAUSE_S)
         with trio.move_on_after(SETTLE_LIMIT_S):
             for client in self._clients:
@@ -224,6 +230,28 @@ class _Driver:
             topic.settle_doubt(self.link, wiped=step.wiped)
             if step.wiped:
                 topic.note_wipe(killed_s, back_s)
+
+    async def _disturb_redis(self, step: steps.DisturbRedis) -> None:
+        proxy = self._pair.proxy
+        match step.how:
+            case steps.Disturbance.SLOW:
+                proxy.slowness_s = SLOWNESS_S
+            case steps.Disturbance.HELD | steps.Disturbance.LOST:
+                proxy.hold()
+            case steps.Disturbance.REFUSED:
+                proxy.refuses = True
+                proxy.cut()
+            case _:
+                assert_never(step.how)
+        try:
+            for one in step.meanwhile:
+                await self.do(one)
+            await trio.sleep(step.for_s)
+        finally:
+            if step.how is steps.Disturbance.LOST:
+                proxy.cut()
+            proxy.slowness_s, proxy.refuses = 0.0, False
+            proxy.release()
 
     async def _freeze_server(self, step: steps.FreezeServer) -> None:
         server = self._pair.server(secure=step.secure)
@@ -270,6 +298,8 @@ def _judge(
 
 def _count(plan: Plan, topics: Sequence[TopicWriter], clients: Sequence[Client]) -> Counter[str]:
     counts = Counter(f"step {type(step).__name__}" for step in plan.steps)
+    counts.update(f"redis {step.how}" for step in plan.steps if isinstance(step, steps.DisturbRedis))
+    counts["unreadable"] = sum(one.unreadable for topic in topics for one in topic.log.appends)
     counts["appended"] = sum(len(topic.log.appends) for topic in topics)
     for client in clients:
         kind = asdict(client.plan.kind)

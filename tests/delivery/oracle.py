@@ -15,17 +15,18 @@ known    An event that arrives is in the log, with the id under which it was app
 order    On one connection places strictly rise, from the cursor sent on; a reload is no licence to go back.
 gap      Between two consecutive things a client has (the cursor it sends opens a connection's row) no entry
          is passed over, unless a reload stands between them. If one of the passed entries had been removed
-         or wiped the violation is called `missing_reload`, otherwise `gap`. Excused: a topic's entries from
-         its first to its DEL, for a cursor from before the first. Nothing in Redis tells of them any more.
+         or wiped, or could not be read, the violation is called `missing_reload`, otherwise `gap`. Excused:
+         a topic's entries from its first to its DEL, for a cursor from before the first (nothing in Redis
+         tells of them any more); and an event for which a later one about the same thing stands.
 ahead    A cursor handed out (position or reload) is not ahead of the log: what is appended after the client
          has it must lie behind it.
 placed   Without a cursor the first thing is a position; a cursor that was never given out is met by a
          reload.
 warrant  A reload has a cause: the cursor's own entry or a later one was removed, the data was wiped after
          the cursor was made, or the cursor was never valid; `overflow` is for clients that stalled, or for
-         more events at once than may wait for one client. A cause
-         warrants one reload, except where the cursor's own entry is gone and others were appended after it:
-         nothing is left to prove continuity by, so each time is allowed.
+         more events at once than may wait for one client; `unreadable` is for an entry that is so, at its
+         own id. A cause warrants one reload, except where the cursor's own entry is gone and others were
+         appended after it: nothing is left to prove continuity by, so each time is allowed.
 drain    A healthy client that was streaming when the server was told to stop gets `retry:` and a clean end.
 end      After settling every client has everything.
 
@@ -67,10 +68,15 @@ def parse_id(text: str) -> StreamId | None:
 
 @dataclass(frozen=True, slots=True)
 class Append:
+    """`unreadable`: what the contract refuses. `thing`: of readable ones with the same, a later one stands
+    for all before it; None: each one counts."""
+
     n: int
     id: StreamId | None
     sent_s: float
     done_s: float
+    unreadable: bool = False
+    thing: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,8 @@ class _Entry:
     id: StreamId
     sent_s: float
     removed_by: int | None  # index into the removals
+    unreadable: bool
+    thing: str | None
 
 
 class _Line:
@@ -185,10 +193,17 @@ class _Line:
         known = sorted((id_, append) for append, id_ in placed if id_ is not None)
         self.removals = log.removals
         self.wipes = log.wipes
-        self.entries = [_Entry(a.n, id_, a.sent_s, self._remover(id_, a.sent_s)) for id_, a in known]
+        self.entries = [
+            _Entry(a.n, id_, a.sent_s, self._remover(id_, a.sent_s), a.unreadable, a.thing)
+            for id_, a in known
+        ]
         self.ids = [entry.id for entry in self.entries]
         self.sent_s = [entry.sent_s for entry in self.entries]
         self.index = {entry.n: index for index, entry in enumerate(self.entries)}
+        self._by_thing: dict[str, list[int]] = {}
+        for index, entry in enumerate(self.entries):
+            if entry.thing is not None and not entry.unreadable:
+                self._by_thing.setdefault(entry.thing, []).append(index)
 
     def _remover(self, id_: StreamId, sent_s: float) -> int | None:
         for number, removal in enumerate(self.removals):
@@ -211,6 +226,19 @@ class _Line:
         """Whether these entries are whole incarnations of the topic, each ended by a traceless wipe."""
         ends = {bisect_left(self.sent_s, wipe.sent_s): wipe.traceless for wipe in self.wipes}
         return ends.get(stop, False) and all(ends[end] for end in ends if begin < end < stop)
+
+    def is_superseded(self, index: int, upto: int, at_s: float) -> bool:
+        """Whether the first one about the same thing from `upto` on could stand for it by then. That one has
+        to arrive in its own turn."""
+        entry = self.entries[index]
+        if entry.thing is None or entry.unreadable:
+            return False
+        same = self._by_thing[entry.thing]
+        later = bisect_left(same, upto)
+        if later == len(same):
+            return False
+        sent_s = self.entries[same[later]].sent_s
+        return sent_s <= at_s and not any(entry.sent_s <= wipe.sent_s <= sent_s for wipe in self.wipes)
 
     def lost(self, index: int, at_s: float) -> bool:
         """Whether the entry had been removed or wiped by then, as far as can be known."""
@@ -292,6 +320,8 @@ def known(line: _Line, event: Event) -> Iterator[_Finding]:
         yield "unknown_event", f"n={event.n} under id {event.id} was never appended"
     elif line.ids[index] != parse_id(event.id):
         yield "unknown_event", f"{_name(line, index)} arrived under id {event.id}"
+    elif line.entries[index].unreadable:
+        yield "unknown_event", f"{_name(line, index)} arrived, though the contract refuses it"
 
 
 def order(line: _Line, reached: int, seen: Counter[int], index: int) -> Iterator[_Finding]:
@@ -303,10 +333,11 @@ def order(line: _Line, reached: int, seen: Counter[int], index: int) -> Iterator
 
 
 def gap(line: _Line, held: _Held, upto: int, at_s: float) -> Iterator[_Finding]:
-    missed = range(held.behind, upto)
+    missed = [index for index in range(held.behind, upto) if not line.is_superseded(index, upto, at_s)]
     if missed and not (held.before_first and line.is_traceless(held.behind, upto)):
         lost = sum(line.lost(index, at_s) for index in missed)
-        kind = "missing_reload" if lost else "gap"
+        unreadable = any(line.entries[index].unreadable for index in missed)
+        kind = "missing_reload" if lost or unreadable else "gap"
         span = f"{_name(line, missed[0])} to {_name(line, missed[-1])}"
         yield kind, f"{len(missed)} passed over, {lost} of them removed from Redis: {span}"
 
@@ -341,6 +372,11 @@ def warrant(
         wanted = "invalid_id" if unreadable else "trimmed"
         wrong = ("unwarranted_reload", f"{item} for cursor {connection.cursor!r}: the reason is not {wanted}")
         return base, [wrong] if item.reason != wanted else []
+    if item.reason == "unreadable":
+        at = base.behind - 1  # the entry itself, and everything before it
+        if base.own and line.entries[at].unreadable and (held is None or held.behind <= at):
+            return base, []
+        return base, [("unwarranted_reload", f"{item}: no entry behind the cursor is unreadable there")]
     if item.reason == "overflow":
         stalled = connection.stalled_s is not None and connection.stalled_s <= item.at_s
         dropped = base.behind - held.behind if held is not None else 0

@@ -12,6 +12,8 @@ from random import Random
 
 HEAVY_SHARE = 0.35  # rounds with a restart: each costs about a second of start-up
 CALM_SHARE = 0.25  # rounds in which nothing is removed, so that every reload is a false one
+HEARTBEAT_INTERVAL_S = 0.2
+REDIS_TIMEOUT_S = 0.5
 SECURE_SHARE = 0.3  # of the faults of servers; the other server has more clients
 GARBAGE = ("x", "5-", "-1-0", "18446744073709551616-0", "1-2-3", "$", "0x10-0", "1 2")
 FUTURE = ("99999999999999-0", "18446744073709551615-18446744073709551615")
@@ -65,7 +67,7 @@ class Kind:
     """What sort of client it is, over all its connections.
 
     `asgi`: its requests have a shape that goes through the server's ASGI route. `compact`: it asks for
-    compact replays (no two events of the checker may be merged, so it is owed the same). `polls`: it asks
+    compact replays. `polls`: it asks
     with `live=false`. `in_query`: it sends its cursor there instead of in the header. `transports`: it takes
     one of them for each connection; of more than one, at random, so that it moves between servers.
     """
@@ -90,15 +92,27 @@ class Pause:
     for_s: float
 
 
+class Form(StrEnum):
+    """What an entry looks like."""
+
+    PLAIN = "plain"
+    WHOLE = "whole"  # of a type that is never conflated
+    FURTHER_FIELD = "further_field"  # beside the payload, as a later release may write
+    UNREADABLE = "unreadable"  # what the contract refuses, in turn each of its kinds
+
+
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """`count` events, as a pipeline or in one MULTI; with `keep` an exact XTRIM MAXLEN ends the MULTI."""
+    """`count` events, as a pipeline or in one MULTI; with `keep` an exact XTRIM MAXLEN ends the MULTI.
+    `things`: how many different ids they have; 0: each one its own, so that none may be left out."""
 
     topic: int
     count: int
     multi: bool = False
     keep: int | None = None
     padding: int = 0
+    form: Form = Form.PLAIN
+    things: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +157,24 @@ class KillRedis:
     wiped: bool
 
 
+class Disturbance(StrEnum):
+    """What lies between the servers and Redis."""
+
+    SLOW = "slow"  # each connection by another delay
+    HELD = "held"  # half open: everything waits, and goes on afterwards
+    LOST = "lost"  # half open, and then cut
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class DisturbRedis:
+    """While the steps are done, and for `for_s` after them."""
+
+    how: Disturbance
+    for_s: float
+    meanwhile: tuple[Step, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class FreezeServer:
     """SIGSTOP while the steps are done, and for `for_s` in all. `secure`: which of the two."""
@@ -171,6 +203,7 @@ Step = (
     | DropTopic
     | FlushAll
     | KillRedis
+    | DisturbRedis
     | FreezeServer
     | RestartServer
 )
@@ -190,6 +223,15 @@ def draw(seed: int) -> Plan:
     duration_s = random.uniform(0.6, 1.5)
     clients = tuple(_client(random, topics, duration_s) for _ in range(random.randint(4, 12)))
     return Plan(seed, topics, clients, _steps(random, topics, duration_s))
+
+
+def draw_heartbeats(seed: int) -> Plan:
+    """Events that come just when a heartbeat is due, to as many clients as a fan-out needs to take long."""
+    random = Random(seed)
+    stay = Stint(0, Cursor.NONE, 60, Cut.CLOSE, None)
+    clients = tuple(ClientPlan(0, random.getrandbits(32), (stay,)) for _ in range(40))
+    quiet = [Pause(HEARTBEAT_INTERVAL_S + random.uniform(0, 0.02)) for _ in range(12)]
+    return Plan(seed, 1, clients, tuple(step for pause in quiet for step in (pause, Publish(0, 1))))
 
 
 def _client(random: Random, topics: int, duration_s: float) -> ClientPlan:
@@ -247,18 +289,22 @@ def _steps(random: Random, topics: int, duration_s: float) -> tuple[Step, ...]:
 def _light_drawer(random: Random, topics: int, *, calm: bool) -> Callable[[], Step]:
     def one() -> Step:
         topic = random.randrange(topics)
-        removing = 0 if calm else 1
-        kind = random.choices(
-            ("burst", "multi", "flood", "multi-trim", "trim", "below", "delete", "drop", "freeze"),
-            (8, 4, 1.5, 2.5 * removing, 1.5 * removing, 1 * removing, 1 * removing, 0.3 * removing, 0.8),
-        )[0]
+        weights = {"burst": 8, "multi": 4, "flood": 1.5, "unreadable": 0.3, "disturb": 0.5, "freeze": 0.8}
+        if not calm:
+            weights |= {"multi-trim": 2.5, "trim": 1.5, "below": 1, "delete": 1, "drop": 0.3}
+        kind = random.choices(list(weights), list(weights.values()))[0]
+        form, things = _form(random)
         match kind:
             case "burst":
-                return Publish(topic, random.randint(1, 6))
+                return Publish(topic, random.randint(1, 6), form=form, things=things)
             case "multi":
-                return Publish(topic, random.randint(2, 30), multi=True)
+                return Publish(topic, random.randint(2, 30), multi=True, form=form, things=things)
             case "flood":  # beyond the window, the backlog and, padded, what the sockets hold
-                return Publish(topic, random.randint(60, 300), random.random() < 0.5, padding=200)
+                return Publish(
+                    topic, random.randint(60, 300), random.random() < 0.5, padding=200, things=things
+                )
+            case "unreadable":
+                return Publish(topic, random.randint(1, 3), form=Form.UNREADABLE)
             case "multi-trim":
                 return Publish(topic, random.randint(1, 40), multi=True, keep=random.randint(0, 12))
             case "trim":
@@ -271,6 +317,10 @@ def _light_drawer(random: Random, topics: int, *, calm: bool) -> Callable[[], St
                 )
             case "drop":
                 return DropTopic(topic)
+            case "disturb":
+                meanwhile = tuple(step for _ in range(random.randint(1, 4)) if _is_short(step := one()))
+                for_s = random.choice((random.uniform(0.02, 0.2), REDIS_TIMEOUT_S))
+                return DisturbRedis(random.choice(tuple(Disturbance)), for_s, meanwhile)
             case _:
                 meanwhile = tuple(step for _ in range(random.randint(1, 4)) if _is_short(step := one()))
                 return FreezeServer(_is_secure(random), random.uniform(0.05, 0.2), meanwhile)
@@ -299,4 +349,9 @@ def _is_secure(random: Random) -> bool:
 
 
 def _is_short(step: Step) -> bool:
-    return not isinstance(step, FreezeServer)
+    return not isinstance(step, FreezeServer | DisturbRedis)
+
+
+def _form(random: Random) -> tuple[Form, int]:
+    forms = (Form.PLAIN, Form.WHOLE, Form.FURTHER_FIELD)
+    return random.choices(forms, (8, 1, 1))[0], random.choice((0, 0, random.randint(1, 5)))

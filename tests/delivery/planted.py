@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from app.streams import sse, subscriber, tail
+from app.streams import hub, sse, subscriber, tail
 
 HAND_OVER_S = 0.05
 
@@ -51,7 +51,18 @@ def position_without_data() -> None:
     sse.position_block = lone_id
 
 
+def heartbeats_within_a_fan_out() -> None:
+    """A heartbeat goes to everyone, also to who has yet to get what is just written to the others."""
+    hub.Topic.fanning_out = property(lambda _: False, lambda *_: None)
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
-    for bug in (no_live_trim_check, no_replay_trim_check, no_hand_over, position_without_data)
+    for bug in (
+        no_live_trim_check,
+        no_replay_trim_check,
+        no_hand_over,
+        position_without_data,
+        heartbeats_within_a_fan_out,
+    )
 }

@@ -27,6 +27,7 @@ from typing import Any, Self
 
 import hiredis
 import trio
+from tcp_proxy import TcpProxy
 
 from .holdings import STATISTICS_PATH, Holdings
 
@@ -371,13 +372,21 @@ class Pair:
     HTTP/2, too. `async with` starts all and ends all. `workers`: of the first; the other is one process."""
 
     def __init__(
-        self, server_argv: Sequence[str], settings: Mapping[str, str], workers: int, drain_s: float
+        self,
+        server_argv: Sequence[str],
+        settings: Mapping[str, str],
+        workers: int,
+        drain_s: float,
+        nursery: trio.Nursery,
     ) -> None:
+        """`nursery`: in it runs what lies between Redis and the servers."""
+        self._nursery = nursery
         # Memory where there is some: an append-only file that is synced at every write is slow on a disk.
         self._folder = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         folder = Path(self._folder.name)
         self.redis = RedisProcess(redis_binary(), folder)
-        env = {**settings, "REDIS_URL": f"redis://{HOST}:{self.redis.port}/0"}
+        self.proxy = TcpProxy(self.redis.port, free_port())
+        env = {**settings, "REDIS_URL": f"redis://{HOST}:{self.proxy.port}/0"}
         certificate = Certificate.make(folder)
         self.tls_context = ssl.create_default_context(cafile=str(certificate.certfile))
         self._clear = ServerProcess("server", server_argv, env, workers, drain_s, folder)
@@ -391,6 +400,7 @@ class Pair:
     async def __aenter__(self) -> Self:
         try:
             await self.redis.start()
+            await self._nursery.start(self.proxy.run)
             async with trio.open_nursery() as nursery:
                 for server in self.servers:
                     nursery.start_soon(server.start)

@@ -32,6 +32,14 @@ def log(*numbers: int, removals: tuple[Removal, ...] = (), wipes: tuple[Wipe, ..
     return TopicLog([append(n) for n in numbers], removals, wipes)
 
 
+def unreadable(n: int) -> Append:
+    return Append(n, (n * 10, 0), n, n + 0.1, unreadable=True)
+
+
+def about(thing: str, n: int) -> Append:
+    return Append(n, (n * 10, 0), n, n + 0.1, thing=thing)
+
+
 def event(n: int, at_s: float | None = None) -> Event:
     return Event(n + 0.2 if at_s is None else at_s, f"{n * 10}-0", n)
 
@@ -54,6 +62,9 @@ def kinds(log: TopicLog, *connections: Connection) -> list[str]:
 
 START = Position(0.5, "0-7")
 AFTER_1 = Position(1.5, "10-0")
+
+REFUSED = TopicLog([append(1), unreadable(2), append(3)])
+SAME = TopicLog([append(1), about("a", 2), about("b", 3), about("a", 4), append(5)])
 
 PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
     "live on an empty topic": (log(1, 2), [on(START, event(1), event(2))]),
@@ -105,6 +116,19 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
         log(1, 3, 4, removals=(Removal(4.5, 4.6, ids=frozenset({(40, 0)})),), wipes=(wipe(2),)),
         [on(START, event(1), Reload(5, "30-0", "trimmed"), Reload(5.1, "40-0", "trimmed"))],
     ),
+    "an unreadable entry": (REFUSED, [on(START, event(1), Reload(2.2, "20-0", "unreadable"), event(3))]),
+    "an unreadable entry covers what came before it": (
+        REFUSED,
+        [on(START, Reload(2.2, "20-0", "unreadable"), event(3))],
+    ),
+    "a later one stands for an earlier one": (
+        SAME,
+        [on(START, event(1, 9), *map(event, (3, 4, 5), (9, 9, 9)))],
+    ),
+    "it may come after a cut": (
+        SAME,
+        [on(START, event(1, 9), event(3, 9)), on(event(4, 9), event(5, 9), cursor="30-0", opened_s=9)],
+    ),
     "nothing to prove continuity by, twice": (
         log(1, 2, removals=(trim(1.5, below=2),)),
         [
@@ -147,6 +171,30 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
 }
 
 FAILS: dict[str, tuple[list[str], TopicLog, list[Connection]]] = {
+    "an unreadable entry in silence": (["missing_reload"], REFUSED, [on(START, event(1), event(3))]),
+    "an unreadable entry delivered": (["unknown_event"], REFUSED, [on(START, *map(event, (1, 2, 3)))]),
+    "an unreadable entry told of twice": (
+        ["unwarranted_reload"],
+        REFUSED,
+        [on(START, *[Reload(2.2, "20-0", "unreadable")] * 2, event(3))],
+    ),
+    "a good entry called unreadable": (
+        ["unwarranted_reload"],
+        REFUSED,
+        [on(START, Reload(1.2, "10-0", "unreadable"), Reload(2.2, "20-0", "unreadable"), event(3))],
+    ),
+    "left out before the one that stands for it": (
+        ["gap"],
+        SAME,
+        [on(START, event(1, 3.2), event(3, 3.3), event(4), event(5))],
+    ),
+    "one that stands for others left out": (["gap"], SAME, [on(START, *map(event, (1, 3, 5), (9, 9, 9)))]),
+    "about another thing": (["gap"], SAME, [on(START, *map(event, (1, 2, 4, 5), (9, 9, 9, 9)))]),
+    "one does not stand for another over a wipe": (
+        ["missing_reload"],
+        TopicLog(SAME.appends, (), (wipe(2.5),)),
+        [on(START, *map(event, (1, 3, 4, 5), (9, 9, 9, 9)))],
+    ),
     "gap while live": (["gap"], log(1, 2, 3), [on(START, event(1), event(3))]),
     "gap at the first event": (["gap"], log(1, 2), [on(START, event(2))]),
     "gap over a reconnect": (

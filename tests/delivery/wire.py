@@ -24,6 +24,8 @@ from .plan import Kind, Transport
 
 LAST_CHUNK_BYTES = 0
 POSITION = "position"
+EVENT = "argument_updated"
+WHOLE_EVENT = "checker.whole"  # no server knows it: nobody but its owner may say that one stands for another
 AUTHORITY = "127.0.0.1"
 ALPN = {Transport.TLS: "http/1.1", Transport.HTTP2: "h2"}
 READ_BYTES = 1 << 16
@@ -49,9 +51,14 @@ def request_fields(cursor: str | None, kind: Kind) -> list[tuple[str, str]]:
     return fields
 
 
-def event_id(topic: str, n: int) -> str:
-    """The `id` of event n: unique, so that no two events may ever be merged."""
-    return f"{topic}.{n}"
+def reason(n: int, padding: int) -> str:
+    """The `reason` of event n, which tells it from others about the same thing."""
+    return f"{n}:" + "x" * padding
+
+
+def parse_reason(text: str) -> int:
+    """Raises ValueError."""
+    return int(text.partition(":")[0])
 
 
 class Exchange:
@@ -319,8 +326,8 @@ def _item(id_: str, name: str | None, data: str, at_s: float) -> Position | Even
         match envelope["event"]:
             case "position" if not body:
                 return Position(at_s, id_)
-            case "argument_updated":
-                return Event(at_s, id_, int(body["id"].split(".")[1]))
+            case "argument_updated" | "checker.whole":
+                return Event(at_s, id_, parse_reason(body["reason"]))
             case "reload_required":
                 return Reload(at_s, id_, body["reason"])
             case other:

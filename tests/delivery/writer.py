@@ -11,13 +11,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .oracle import Append, Removal, StreamId, TopicLog, Wipe, parse_id
+from .plan import Form, Publish
 from .processes import RedisLink
-from .wire import event_id
+from .wire import EVENT, WHOLE_EVENT, parse_reason, reason
 
 # Ids rise over a wipe only if the clock, in milliseconds, does.
 CLOCK_STEP_S = 0.002
 
 Command = Sequence[str | int]
+
+# What foreign writers append, made from a good payload: a mark of the byte order, a number that JavaScript
+# cannot hold, a further member, no JSON, no payload, another one beside it, more than the limit.
+UNREADABLE: Sequence[Callable[[str], tuple[str, ...]]] = (
+    lambda good: ("payload", "\ufeff" + good),
+    lambda good: ("payload", json.dumps({"event": EVENT, "data": {"id": 2**53, "reason": "x"}})),
+    lambda good: ("payload", json.dumps({**json.loads(good), "more": 1})),
+    lambda good: ("payload", good[:-1]),
+    lambda good: ("body", good),
+    lambda good: ("payload", good, "payload", good),
+    lambda good: ("payload", good + " " * 5000),
+)
 
 
 class RedisRefused(RuntimeError):
@@ -44,18 +57,21 @@ class TopicWriter:
     def newest(self) -> StreamId:
         return self._back(0)
 
-    def publish(
-        self, link: RedisLink, count: int, *, multi: bool = False, keep: int | None = None, padding: int = 0
-    ) -> None:
+    def publish(self, link: RedisLink, step: Publish) -> None:
+        count, keep = step.count, step.keep
         numbers = self._take_numbers(count)
-        commands = [self._append_command(n, padding) for n in numbers]
+        commands = [self._append_command(n, step) for n in numbers]
         if keep is not None:
             commands += self._trim_commands("MAXLEN", keep)
         sent_s = time.monotonic()
-        replies = _ask_atomically(link, commands) if multi else _ask(link, commands)
+        replies = _ask_atomically(link, commands) if step.multi else _ask(link, commands)
         done_s = time.monotonic()
         self._appends += [
-            Append(n, parse_id(id_.decode()), sent_s, done_s)
+            Append(
+                *(n, parse_id(id_.decode()), sent_s, done_s),
+                unreadable=step.form is Form.UNREADABLE,
+                thing=None if step.form is Form.WHOLE else _thing(n, step),
+            )
             for n, id_ in zip(numbers, replies[:count], strict=True)
         ]
         if keep is not None:
@@ -81,7 +97,7 @@ class TopicWriter:
         sent_s = time.monotonic()
         numbers = self._take_numbers(count)
         self._in_doubt += [Append(n, None, sent_s, sent_s) for n in numbers]
-        link.send([self._append_command(n, padding=0) for n in numbers])
+        link.send([self._append_command(n, Publish(0, count)) for n in numbers])
 
     def collect(self, link: RedisLink) -> None:
         """Take the replies of `send`. Raises OSError when Redis died before the last one."""
@@ -94,8 +110,9 @@ class TopicWriter:
         """After a restart: the stream itself says which appends happened, unless it was wiped."""
         done_s = time.monotonic()
         ids: dict[int, StreamId | None] = {}
-        for id_, (_, payload) in _ask(link, [("XRANGE", self.key, "-", "+")])[0]:
-            ids[_number(payload)] = parse_id(id_.decode())
+        for id_, fields in _ask(link, [("XRANGE", self.key, "-", "+")])[0]:
+            if (n := _number(fields)) is not None:
+                ids[n] = parse_id(id_.decode())
         for append in self._in_doubt:
             if wiped or append.n in ids:
                 self._appends.append(Append(append.n, ids.get(append.n), append.sent_s, done_s))
@@ -109,9 +126,17 @@ class TopicWriter:
         self._numbers += count
         return range(first, self._numbers)
 
-    def _append_command(self, n: int, padding: int) -> Command:
-        data = {"id": event_id(self.name, n), "reason": "x" * (padding or 1)}
-        return "XADD", self.key, "*", "payload", json.dumps({"event": "argument_updated", "data": data})
+    def _append_command(self, n: int, step: Publish) -> Command:
+        event = WHOLE_EVENT if step.form is Form.WHOLE else EVENT
+        data = {"id": f"{self.name}.{_thing(n, step)}", "reason": reason(n, step.padding)}
+        payload = json.dumps({"event": event, "data": data})
+        match step.form:
+            case Form.UNREADABLE:
+                return "XADD", self.key, "*", *UNREADABLE[n % len(UNREADABLE)](payload)
+            case Form.FURTHER_FIELD:
+                return "XADD", self.key, "*", "payload", payload, "trace", "1"
+            case _:
+                return "XADD", self.key, "*", "payload", payload
 
     def _trim(self, link: RedisLink, by: str, limit: int | str) -> None:
         sent_s = time.monotonic()
@@ -153,8 +178,18 @@ def _text(id_: StreamId) -> str:
     return f"{id_[0]}-{id_[1]}"
 
 
-def _number(payload: bytes) -> int:
-    return int(json.loads(payload)["data"]["id"].split(".")[1])
+def _thing(n: int, step: Publish) -> str:
+    return f"t{n % step.things}" if step.things else str(n)
+
+
+def _number(fields: Sequence[bytes]) -> int | None:
+    """Which event an entry is; None for one that cannot be read, and for one of the server's own."""
+    try:
+        return parse_reason(
+            json.loads(dict(zip(fields[::2], fields[1::2], strict=True))[b"payload"])["data"]["reason"]
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _ask(link: RedisLink, commands: Sequence[Command]) -> list[Any]:
