@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
@@ -17,7 +18,7 @@ from app.contracts import load_registry
 from app.logging import OurWords
 from app.redis_connection import Address
 from app.settings import ENV_PREFIX, HEARTBEAT_INTERVAL_LONGEST_S, Settings
-from app.tls import check_certificate
+from app.tls import check_certificate, doubts_about
 
 # How `serve` tells its workers what they cannot know; not the operator's.
 LISTENER_FD_VARIABLE: Final = "STALECAST_LISTENER_FD"
@@ -124,6 +125,8 @@ def doubts(settings: Settings) -> Iterator[str]:
             f"STALECAST_REDIS_TIMEOUT_S={settings.redis_timeout_s:g}: a client waits for its first byte as "
             "long as Redis is given to answer at all"
         )
+    if settings.tls_certfile is not None and settings.tls_keyfile is not None:
+        yield from doubts_about(settings.tls_certfile, datetime.now(UTC))
     if settings.window_limit_events > settings.stream_maxlen:
         yield (
             f"STALECAST_WINDOW_LIMIT_EVENTS={settings.window_limit_events} is more than "

@@ -4,7 +4,12 @@ OpenSSL says "PEM lib" to nearly every mistake, and asks a terminal for a passph
 cleartext when one of the two files is missing. So all is read here first, and what is wrong has a name.
 """
 
+import binascii
+import re
 import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -57,6 +62,93 @@ def check_certificate(certfile: str | None, keyfile: str | None) -> bool:
         )
     _load(certfile, keyfile)
     return True
+
+
+def doubts_about(certfile: str, now: datetime) -> Iterator[str]:
+    """What clients will refuse, though it can be served with. Nothing about a file that is not usable at all:
+    `check_certificate` says what is wrong with that."""
+    try:
+        with Path(certfile).open("rb") as file:
+            content = file.read(_FILE_LIMIT_BYTES)
+    except (OSError, ValueError):
+        return
+    for number, found in enumerate(_CERTIFICATE.finditer(content), start=1):
+        validity = read_validity(found[1])
+        if validity is None or validity.begins <= now <= validity.ends:
+            continue
+        which = f"{CERTFILE_VARIABLE}={certfile}" + (f" (certificate {number} in it)" if number > 1 else "")
+        if now > validity.ends:
+            yield f"{which} has expired on {validity.ends:%Y-%m-%d %H:%M} UTC: clients refuse it; renew it"
+        else:
+            yield (
+                f"{which} is not valid before {validity.begins:%Y-%m-%d %H:%M} UTC, and now it is "
+                f"{now:%Y-%m-%d %H:%M}: clients refuse it until then; is this machine's clock right?"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """Both ends included, as RFC 5280 has it (4.1.2.5)."""
+
+    begins: datetime
+    ends: datetime
+
+
+def read_validity(base64: bytes) -> Validity | None:
+    """Of a certificate (RFC 5280, section 4.1: DER in base64). None for what is none. (The ssl module tells
+    the dates of authorities and of peers only.)"""
+    try:
+        der = binascii.a2b_base64(base64)
+        certificate = _enter(der, _SEQUENCE)
+        signed = _enter(certificate, _SEQUENCE)
+        if signed[0] == _VERSION:
+            signed = _skip(signed)
+        for _ in ("serial number", "signature algorithm", "issuer"):
+            signed = _skip(signed)
+        validity = _enter(signed, _SEQUENCE)
+        return Validity(_time(validity), _time(_skip(validity)))
+    except (ValueError, IndexError):
+        return None
+
+
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----([^-]*)-----END CERTIFICATE-----")
+# Tags of X.690: SEQUENCE, the explicit [0] of the version, UTCTime and GeneralizedTime.
+_SEQUENCE: Final = 0x30
+_VERSION: Final = 0xA0
+_UTC_TIME: Final = 0x17
+_GENERALIZED_TIME: Final = 0x18
+
+
+def _element(der: bytes) -> tuple[int, int, int]:
+    """Of the first one: its tag, and where its content begins and ends. Raises IndexError or ValueError."""
+    tag, length, begin = der[0], der[1], 2
+    if length & 0x80:
+        begin += length & 0x7F
+        length = int.from_bytes(der[2:begin])
+    if begin + length > len(der):
+        raise ValueError("cut off")
+    return tag, begin, begin + length
+
+
+def _enter(der: bytes, expected: int) -> bytes:
+    tag, begin, end = _element(der)
+    if tag != expected:
+        raise ValueError(f"tag {tag}")
+    return der[begin:end]
+
+
+def _skip(der: bytes) -> bytes:
+    return der[_element(der)[2] :]
+
+
+def _time(der: bytes) -> datetime:
+    tag, begin, end = _element(der)
+    if tag not in (_UTC_TIME, _GENERALIZED_TIME):
+        raise ValueError(f"tag {tag}")
+    text = der[begin:end].decode("ascii")
+    if tag == _UTC_TIME:  # two digits of the year: 1950 to 2049
+        text = ("19" if text >= "50" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _read(variable: str, path: str) -> bytes:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import structlog
 import trio
+import trio.testing
+from hypercorn.app_wrappers import ASGIWrapper
 from raw import Socket, unharmed, wait_log
 from servers import AppServer, run_app, run_redis
 from structlog.testing import capture_logs
@@ -293,6 +295,32 @@ async def test_a_mistake_of_ours_ends_one_connection_in_one_line(
     assert line["event"] == "connection_failed"
     assert line["log_level"] == "error"
     assert len(line["detail"]) <= VALUE_LIMIT_CHARS
+
+
+async def test_an_idle_connection_is_kept_for_longer_than_routers_keep_theirs(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Heroku's router keeps its connections 90 s. Were we to close first, a request might be on its way."""
+    settings = Settings(_env_file=None)
+
+    async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    # Not TCP: what is sent has arrived, and the clock does not jump meanwhile.
+    client, stream = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
+    config = hypercorn_config(settings, [])
+    nursery.start_soon(ConnectionHandler(ASGIWrapper(answer), config, Context(None), {}, stream).run)
+
+    for pause_s in (0.0, 91.0, settings.keep_alive_timeout_s - 0.1):
+        await trio.sleep(pause_s)
+        await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await client.receive_some()).startswith(b"HTTP/1.1 204")
+    answered_s = trio.current_time()
+    assert await client.receive_some() == b""
+    assert settings.keep_alive_timeout_s > 90
+    assert trio.current_time() - answered_s == pytest.approx(settings.keep_alive_timeout_s, abs=0.1)
+    await client.aclose()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)

@@ -4,14 +4,28 @@ import os
 import ssl
 import subprocess
 import sys
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from servers import PROJECT, Certificate, make_certificate
+from structlog.testing import capture_logs
 
+from app import startup
 from app.settings import Settings, clean_token
 from app.startup import Misconfigured, check, doubts, read_settings, unknown_variables
-from app.tls import CERTFILE_VARIABLE, KEYFILE_VARIABLE, UnusableCertificate, check_certificate
+from app.tls import (
+    CERTFILE_VARIABLE,
+    KEYFILE_VARIABLE,
+    UnusableCertificate,
+    Validity,
+    check_certificate,
+    doubts_about,
+    read_validity,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +125,96 @@ def test_tls_is_served_only_with_both_files(certificate: Certificate, files: dic
     assert check_certificate(None, None) is False
     assert check_certificate(str(certificate.certfile), str(certificate.keyfile)) is True
     assert check_certificate(files["both"], files["both"]) is True
+
+
+def dated(begins: datetime, ends: datetime, *, version: bool = True) -> bytes:
+    """What a certificate is up to its dates, in DER, with something behind."""
+
+    def element(tag: int, content: bytes) -> bytes:
+        size = len(content)
+        length = bytes([size]) if size < 128 else bytes([0x82]) + size.to_bytes(2)
+        return bytes([tag]) + length + content
+
+    def time(at: datetime) -> bytes:
+        form, tag = ("%y%m%d%H%M%SZ", 0x17) if 1950 <= at.year < 2050 else ("%Y%m%d%H%M%SZ", 0x18)
+        return element(tag, at.strftime(form).encode())
+
+    signed = element(0xA0, b"\x02\x01\x02") if version else b""
+    signed += element(0x02, b"\x01") + element(0x30, b"") + element(0x30, b"x" * 300)
+    signed += element(0x30, time(begins) + time(ends)) + b"more"
+    return element(0x30, element(0x30, signed) + b"signature")
+
+
+seconds = st.datetimes(datetime(1951, 1, 1), datetime(9999, 12, 31)).map(
+    lambda at: at.replace(microsecond=0, tzinfo=UTC)
+)
+
+
+@given(seconds, seconds, st.booleans(), st.data())
+def test_the_dates_of_a_certificate_are_read_and_of_a_part_of_one_are_not(
+    begins: datetime, ends: datetime, version: bool, data: st.DataObject
+) -> None:
+    der = dated(begins, ends, version=version)
+    assert read_validity(b64encode(der)) == Validity(begins, ends)
+    assert read_validity(b64encode(der[: data.draw(st.integers(0, len(der) - 1))])) is None
+
+
+@given(st.binary())
+def test_what_is_no_certificate_has_no_dates(content: bytes) -> None:
+    assert read_validity(content) is None
+    assert read_validity(b64encode(content)) is None
+
+
+def test_a_certificate_is_doubted_outside_its_dates(certificate: Certificate, tmp_path: Path) -> None:
+    told = subprocess.run(
+        ["openssl", "x509", "-in", certificate.certfile, "-noout", "-dates"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    begins, ends = (
+        datetime.fromtimestamp(ssl.cert_time_to_seconds(line.partition("=")[2]), UTC)
+        for line in told.splitlines()
+    )
+
+    def doubted(at: datetime, file: Path = certificate.certfile) -> list[str]:
+        return list(doubts_about(str(file), at))
+
+    second = timedelta(seconds=1)
+    assert [doubted(at) for at in (begins, begins + second, ends)] == [[], [], []]
+    (expired,) = doubted(ends + second)
+    assert f"{CERTFILE_VARIABLE}=" in expired
+    assert f"has expired on {ends:%Y-%m-%d}" in expired
+    (early,) = doubted(begins - second)
+    assert f"not valid before {begins:%Y-%m-%d}" in early
+
+    chain = tmp_path / "chain.pem"
+    long_ago = b64encode(dated(begins - timedelta(9), begins - timedelta(3)))
+    old = b"-----BEGIN CERTIFICATE-----\n%b\n-----END CERTIFICATE-----\n" % long_ago
+    chain.write_bytes(certificate.keyfile.read_bytes() + certificate.certfile.read_bytes() + old)
+    (of_the_chain,) = doubted(ends, chain)
+    assert "(certificate 2 in it) has expired" in of_the_chain
+
+
+def test_files_that_cannot_be_used_are_not_doubted_as_well(files: dict[str, str]) -> None:
+    now = datetime.now(UTC) + timedelta(3650)
+    for name in {"missing", "nul", "folder", "empty", "blank", "cut", "der", "text", "key"}:
+        assert list(doubts_about(files[name], now)) == []
+
+
+@pytest.mark.parametrize("days", [-3650, 0, 3650])
+def test_a_certificate_that_clients_refuse_is_one_line_at_start(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    class Elsewhen(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days)
+
+    monkeypatch.setattr(startup, "datetime", Elsewhen)
+    settings = Settings(tls_certfile=str(certificate.certfile), tls_keyfile=str(certificate.keyfile))
+    with capture_logs() as logs:
+        startup.warn(settings, {})
+    assert [line["event"] for line in logs] == ["doubtful_setting"] * (days != 0)
+    assert check(settings)  # it is served all the same
 
 
 # -- tokens
