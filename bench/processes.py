@@ -22,6 +22,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.embedded import find_server
+from bench.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -58,12 +59,6 @@ def children_on(cpu: int) -> Generator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Server:

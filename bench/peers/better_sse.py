@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 from bench.peers.side import HEARTBEAT_S, Side
-from bench.processes import SERVER_CPU, Server, free_port
+from bench.ports import free_port
+from bench.processes import SERVER_CPU, Server
 
 PACKAGE = Path(__file__).parent / "better-sse"
 LIBRARIES = ("better-sse", "ioredis")

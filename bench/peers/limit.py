@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from bench.peers.side import HEARTBEAT_S, Side
-from bench.processes import SERVER_CPU, Server, free_port
+from bench.ports import free_port
+from bench.processes import SERVER_CPU, Server
 
 
 class Limit(Side):

@@ -16,7 +16,8 @@ from typing import Any
 from redis.connection import parse_url
 
 from bench.peers.side import HEARTBEAT_S, Dialect, Side
-from bench.processes import SERVER_CPU, Server, ServerFailed, free_port
+from bench.ports import free_port
+from bench.processes import SERVER_CPU, Server, ServerFailed
 from bench.publisher import DEFAULT_REASON, NchanPublisher, Publisher
 from bench.redis_socket import DEFAULT_PORT
 

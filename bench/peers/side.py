@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from bench.processes import SERVER_CPU, Server, free_port
+from bench.ports import free_port
+from bench.processes import SERVER_CPU, Server
 from bench.publisher import DEFAULT_REASON, Publisher, RedisPublisher
 
 PIP_INSTALL = "pip install --require-hashes -r requirements-bench.txt"

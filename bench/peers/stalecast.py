@@ -9,7 +9,8 @@ from pathlib import Path
 
 from app import __version__
 from bench.peers.side import HEARTBEAT_S, Side
-from bench.processes import REPOSITORY, SERVER_CPU, Server, free_port
+from bench.ports import free_port
+from bench.processes import REPOSITORY, SERVER_CPU, Server
 
 # Stalecast listens before it serves: connections wait, and would count as slow.
 READY_PATH = "/readyz"
