@@ -3,8 +3,10 @@ PYTHON ?= python3
 PORT ?= 8000
 PAGE_PORT ?= 5173
 # Two at a time, since much of the suite waits for other processes. A file's tests stay together, for they share
-# servers; files go in the order of their names, so that the longest, tests/delivery, is not the last.
+# servers; files go in the order of their names, in which the last ones are short.
 TEST_IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Its rounds have a limit of real time, and a report that is shown: it has the machine to itself.
+TEST_ALONE := tests/delivery/test_delivery.py
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -22,7 +24,8 @@ example: client/node_modules/.package-lock.json $(VENV)/.serve ## a board in Rea
 	exec node client/example/start.mjs --port $(PORT) --page-port $(PAGE_PORT)
 
 test: $(VENV)/.dev lint types test-client ## every check that needs nothing more than this machine has
-	$(BIN)/python -m pytest $(TEST_IN_PARALLEL)
+	$(BIN)/python -m pytest $(TEST_IN_PARALLEL) --ignore $(TEST_ALONE)
+	$(BIN)/python -m pytest $(TEST_ALONE)
 
 test-client: $(VENV)/.dev
 	@if command -v node >/dev/null; then $(MAKE) --no-print-directory test-client-with-node; \
