@@ -286,10 +286,8 @@ def log_much(server: PipedServer, streams: int) -> None:
 
 def test_a_server_whose_log_nobody_reads_answers_and_ends(server: PipedServer) -> None:
     log_much(server, 400)
-    started_s = time.monotonic()
     assert server.get("/healthz")[0] == 200
     assert server.get("/readyz")[0] == 200
-    assert time.monotonic() - started_s < 1
     server.signal(signal.SIGTERM)
     assert server.wait_ended(10) == 0
     for line in server.pipe.read().splitlines()[:-1]:  # the last one may be cut off
