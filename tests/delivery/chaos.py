@@ -22,7 +22,7 @@ from .client import Client
 from .oracle import Event, Reload, Violation, check
 from .plan import Plan, Step, draw
 from .processes import Pair, RedisLink, ServerProcess
-from .writer import TopicWriter, flush_all
+from .writer import TopicWriter, flush_all, has_epoch
 
 SERVER_ARGV = (
     *(sys.executable, "-m", "tests.delivery.launch", "serve"),
@@ -168,6 +168,7 @@ class _Driver:
         self._topics = topics
         self._clients = clients
         self.link = RedisLink(pair.redis.port)
+        self._went_back = False
 
     async def do(self, step: Step) -> None:
         match step:
@@ -185,6 +186,11 @@ class _Driver:
                 self._topics[step.topic].drop(self.link)
             case steps.FlushAll():
                 flush_all(self.link, self._topics)
+            case steps.SaveRedis():
+                if has_epoch(self.link) and not self._went_back:
+                    for topic in self._topics:
+                        topic.note_saved(self.link)
+                    self._pair.redis.save()
             case steps.KillRedis():
                 await self._kill_redis(step)
             case steps.DisturbRedis():
@@ -220,16 +226,23 @@ class _Driver:
         except OSError:
             pass  # what is left is in doubt until the restart
         self.link.close()
-        if step.wiped:
+        wiped = step.left is steps.Left.NOTHING
+        goes_back = step.left is steps.Left.SAVED and all(topic.can_go_back for topic in self._topics)
+        if wiped:
             self._pair.redis.wipe()
+        elif goes_back:
+            self._pair.redis.go_back()
         await trio.sleep(step.down_s)
         await self._pair.redis.start()
         self.link = RedisLink(self._pair.redis.port)
         back_s = time.monotonic()
         for topic in self._topics:
-            topic.settle_doubt(self.link, wiped=step.wiped)
-            if step.wiped:
+            topic.settle_doubt(self.link, wiped=wiped)
+            if wiped:
                 topic.note_wipe(killed_s, back_s)
+            elif goes_back:
+                self._went_back = True
+                topic.note_rollback(killed_s, back_s)
 
     async def _disturb_redis(self, step: steps.DisturbRedis) -> None:
         proxy = self._pair.proxy
@@ -299,6 +312,7 @@ def _judge(
 def _count(plan: Plan, topics: Sequence[TopicWriter], clients: Sequence[Client]) -> Counter[str]:
     counts = Counter(f"step {type(step).__name__}" for step in plan.steps)
     counts.update(f"redis {step.how}" for step in plan.steps if isinstance(step, steps.DisturbRedis))
+    counts["rollbacks"] = sum(one.rollback for topic in topics for one in topic.log.removals)
     counts["unreadable"] = sum(one.unreadable for topic in topics for one in topic.log.appends)
     counts["appended"] = sum(len(topic.log.appends) for topic in topics)
     for client in clients:

@@ -27,6 +27,9 @@ warrant  A reload has a cause: the cursor's own entry or a later one was removed
          more events at once than may wait for one client; `unreadable` is for an entry that is so, at its
          own id. A cause warrants one reload, except where the cursor's own entry is gone and others were
          appended after it: nothing is left to prove continuity by, so each time is allowed.
+rollback What a Redis lost that came back from an older dump may be passed over, but whoever did so hears
+         of it sooner or later, if a server that had read it went on. A server tells by an entry of its own,
+         which warrants a reload to everybody who comes by it. (One rollback a log at most.)
 drain    A healthy client that was streaming when the server was told to stop gets `retry:` and a clean end.
 end      After settling every client has everything.
 
@@ -50,6 +53,8 @@ StreamId = tuple[int, int]
 
 _ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _NONE: frozenset[int] = frozenset()
+# Within this a server that streams has read what is in Redis.
+READ_LIMIT_S = 0.3
 
 _Finding = tuple[str, str]  # kind, detail
 
@@ -81,12 +86,14 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Exact trim or XDEL: every entry below `below`, and those named in `ids`, are gone."""
+    """Exact trim or XDEL: every entry below `below`, and those named in `ids`, are gone. `rollback`: Redis
+    came back from an older dump, without those in `ids`."""
 
     sent_s: float
     done_s: float
     below: StreamId = (0, 0)
     ids: frozenset[StreamId] = frozenset()
+    rollback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +207,12 @@ class _Line:
         self.ids = [entry.id for entry in self.entries]
         self.sent_s = [entry.sent_s for entry in self.entries]
         self.index = {entry.n: index for index, entry in enumerate(self.entries)}
+        self.marks = self._find_marks(clients)
+        self._witnessed = {
+            number: self._find_witnessed(removal, clients)
+            for number, removal in enumerate(log.removals)
+            if removal.rollback
+        }
         self._by_thing: dict[str, list[int]] = {}
         for index, entry in enumerate(self.entries):
             if entry.thing is not None and not entry.unreadable:
@@ -226,6 +239,55 @@ class _Line:
         """Whether these entries are whole incarnations of the topic, each ended by a traceless wipe."""
         ends = {bisect_left(self.sent_s, wipe.sent_s): wipe.traceless for wipe in self.wipes}
         return ends.get(stop, False) and all(ends[end] for end in ends if begin < end < stop)
+
+    def _find_marks(self, clients: Sequence[ClientHistory]) -> frozenset[StreamId]:
+        """Entries that servers appended to tell of a rollback, as far as anybody heard of them."""
+        if not any(removal.rollback for removal in self.removals):
+            return frozenset()
+        told = (
+            parse_id(item.id)
+            for client in clients
+            for connection in client.connections
+            for item in connection.items
+            if isinstance(item, Reload)
+        )
+        own = set(self.ids)
+        return frozenset(id_ for id_ in told if id_ is not None and id_[0] > 0 and id_ not in own)
+
+    def _find_witnessed(self, rollback: Removal, clients: Sequence[ClientHistory]) -> int:
+        """Up to where (exclusive) the entries had surely been read by a server that went on over the
+        rollback: it wrote them to somebody well before, and something else on the same connection after."""
+        witnessed = 0
+        for connection in (connection for client in clients for connection in client.connections):
+            if connection.items and connection.items[-1].at_s > rollback.done_s:
+                before = (
+                    self.index.get(item.n, -1) + 1
+                    for item in connection.items
+                    if isinstance(item, Event) and item.at_s < rollback.sent_s - READ_LIMIT_S
+                )
+                witnessed = max(witnessed, *before, 0)
+        return witnessed
+
+    def rollback_over(self, index: int, at_s: float) -> int | None:
+        """The rollback that took the entry, if any has by then. Also one from before the entry, which was
+        removed since: a server that has yet to mark the rollback marks it behind what came meanwhile."""
+        entry = self.entries[index]
+        for number in self._witnessed:
+            rollback = self.removals[number]
+            since = entry.sent_s >= rollback.sent_s and self.lost(index, at_s)
+            if rollback.sent_s <= at_s and (entry.id in rollback.ids or since):
+                return number
+        return None
+
+    def owed_for(self, missed: Sequence[int], at_s: float) -> frozenset[int]:
+        """The rollbacks of which whoever passed over these entries must still be told."""
+        taken = ((index, self.rollback_over(index, at_s)) for index in missed)
+        return frozenset(
+            number
+            for index, number in taken
+            if number is not None
+            and (index < self._witnessed[number] or self.entries[index].id not in self.removals[number].ids)
+        )
 
     def is_superseded(self, index: int, upto: int, at_s: float) -> bool:
         """Whether the first one about the same thing from `upto` on could stand for it by then. That one has
@@ -274,6 +336,9 @@ class _Held:
     before_first: bool = False  # it was given for a topic without a stream
     spent_removals: frozenset[int] = _NONE
     spent_wipes: frozenset[int] = _NONE
+    at_mark: bool = False  # its entry is a server's own, about a rollback
+    spent_marks: frozenset[StreamId] = frozenset()
+    owed: frozenset[int] = _NONE  # rollbacks whose losses it has passed over
 
 
 class _NeverValid:
@@ -294,7 +359,7 @@ def _held_at(line: _Line, item: Position | Reload, rest: Sequence[Item], made_af
         made_after_s = line.sent_s[behind - 1]
     elif isinstance(item, Position):
         made_after_s = -math.inf
-    return _Held(behind, own, made_after_s, before_first=id_[0] == 0)
+    return _Held(behind, own, made_after_s, before_first=id_[0] == 0, at_mark=id_ in line.marks)
 
 
 def _held_event(line: _Line, index: int) -> _Held:
@@ -333,13 +398,24 @@ def order(line: _Line, reached: int, seen: Counter[int], index: int) -> Iterator
 
 
 def gap(line: _Line, held: _Held, upto: int, at_s: float) -> Iterator[_Finding]:
-    missed = [index for index in range(held.behind, upto) if not line.is_superseded(index, upto, at_s)]
+    missed = [index for index in _passed(line, held, upto, at_s) if line.rollback_over(index, at_s) is None]
     if missed and not (held.before_first and line.is_traceless(held.behind, upto)):
         lost = sum(line.lost(index, at_s) for index in missed)
         unreadable = any(line.entries[index].unreadable for index in missed)
         kind = "missing_reload" if lost or unreadable else "gap"
         span = f"{_name(line, missed[0])} to {_name(line, missed[-1])}"
         yield kind, f"{len(missed)} passed over, {lost} of them removed from Redis: {span}"
+
+
+def _passed(line: _Line, held: _Held, upto: int, at_s: float) -> list[int]:
+    return [index for index in range(held.behind, upto) if not line.is_superseded(index, upto, at_s)]
+
+
+def _owing(line: _Line, held: _Held | _NeverValid | None, after: _Held, upto: int, at_s: float) -> _Held:
+    """`after`, with what is owed to a client that came there from `held`."""
+    if not isinstance(held, _Held):
+        return after
+    return replace(after, owed=held.owed | line.owed_for(_passed(line, held, upto, at_s), at_s))
 
 
 def ahead(line: _Line, item: Position | Reload) -> Iterator[_Finding]:
@@ -398,6 +474,11 @@ def warrant(
         return _spend(base, start), []
     if wipes:
         return _spend(base, start, wipe=wipes[0]), []
+    id_ = parse_id(item.id) or (0, 0)
+    if id_ in line.marks and id_ not in start.spent_marks:
+        return replace(base, spent_marks=start.spent_marks | {id_}), []
+    if start.at_mark and any(not one.rollback and one.sent_s <= item.at_s for one in line.removals):
+        return base, []  # the mark itself may have been removed
     where = _name(line, start.behind - 1) if start.own else "a topic without entries"
     return base, [("unwarranted_reload", f"{item} at {where}: nothing after the cursor was removed")]
 
@@ -445,6 +526,8 @@ def drain(connection: Connection) -> Iterator[_Finding]:
 def end(line: _Line, held: _Held | _NeverValid | None) -> Iterator[_Finding]:
     if held is None or isinstance(held, _NeverValid):
         yield "never_arrived", "the client never got a position"
+    elif held.owed:
+        yield "missing_reload", "events were lost by a rollback that a server saw, and the client never heard"
     elif held.behind < len(line.entries):
         span = f"{_name(line, held.behind)} to {_name(line, len(line.entries) - 1)}"
         yield "never_arrived", f"{len(line.entries) - held.behind} after settling: {span}"
@@ -482,7 +565,8 @@ def _walk(line: _Line, client: ClientHistory) -> Iterator[Violation]:
                     if item.id == cursor:
                         continue  # the cursor sent, said back: proves nothing, and needs no reload
                     found += [*placed(held, item, connection.cursor), *ahead(line, item)]
-                    after = given[item.id] = _held_at(line, item, rest, connection.opened_s)
+                    after = _held_at(line, item, rest, connection.opened_s)
+                    after = given[item.id] = _owing(line, held, after, after.behind, item.at_s)
                     if isinstance(held, _Held):
                         found += gap(line, held, after.behind, item.at_s)
                     held = _further(held, after)
@@ -492,7 +576,8 @@ def _walk(line: _Line, client: ClientHistory) -> Iterator[Violation]:
                     if index is not None:
                         found += order(line, reached, seen, index)
                         seen[index] += 1
-                        after = given[item.id] = _held_event(line, index)
+                        after = _owing(line, held, _held_event(line, index), index, item.at_s)
+                        given[item.id] = after
                         if isinstance(held, _Held):
                             found += gap(line, held, index, item.at_s)
                         held = _further(held, after)

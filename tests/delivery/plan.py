@@ -147,14 +147,27 @@ class FlushAll:
     pass
 
 
+class Left(StrEnum):
+    """What a Redis that was killed comes back with."""
+
+    ALL = "all"
+    NOTHING = "nothing"
+    SAVED = "saved"  # what it had at SaveRedis; all, if there is nothing saved that it could go back to
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRedis:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class KillRedis:
-    """kill -9 with `in_flight` events sent but not answered; then restarted with or without its data."""
+    """kill -9 with `in_flight` events sent but not answered; then restarted."""
 
     in_flight: tuple[int, ...]
     grace_s: float
     down_s: float
-    wiped: bool
+    left: Left
 
 
 class Disturbance(StrEnum):
@@ -202,6 +215,7 @@ Step = (
     | Delete
     | DropTopic
     | FlushAll
+    | SaveRedis
     | KillRedis
     | DisturbRedis
     | FreezeServer
@@ -282,7 +296,11 @@ def _steps(random: Random, topics: int, duration_s: float) -> tuple[Step, ...]:
         left_s -= pause.for_s
     if random.random() < HEAVY_SHARE:
         for _ in range(random.choice((1, 1, 1, 2))):
-            steps.insert(random.randrange(len(steps)), _heavy(random, topics, draw_light))
+            at = random.randrange(len(steps))
+            heavy = _heavy(random, topics, draw_light)
+            steps.insert(at, heavy)
+            if isinstance(heavy, KillRedis) and heavy.left is Left.SAVED:
+                steps.insert(random.randrange(at + 1), SaveRedis())
     return tuple(steps)
 
 
@@ -330,17 +348,21 @@ def _light_drawer(random: Random, topics: int, *, calm: bool) -> Callable[[], St
 
 def _heavy(random: Random, topics: int, draw_light: Callable[[], Step]) -> Step:
     meanwhile = tuple(step for _ in range(random.randint(0, 4)) if _is_short(step := draw_light()))
-    match random.choice(("redis", "redis", "wipe", "flush", "stop", "kill")):
+    match random.choice(("redis", "wipe", "rollback", "rollback", "flush", "stop", "kill")):
         case "flush":
             return FlushAll()
         case "stop":
             return RestartServer(_is_secure(random), kill=False, meanwhile=meanwhile)
+        case "rollback":
+            down_s = random.choice((0, random.uniform(0, 0.3)))
+            return KillRedis((0,) * topics, 0, down_s, Left.SAVED)
         case "kill":
             return RestartServer(_is_secure(random), kill=True, meanwhile=meanwhile)
         case kind:
             in_flight = tuple(random.choice((0, 1, random.randint(0, 40))) for _ in range(topics))
+            left = Left.NOTHING if kind == "wipe" else Left.ALL
             grace_s = random.choice((0, random.uniform(0, 0.003)))
-            return KillRedis(in_flight, grace_s, random.choice((0, random.uniform(0, 0.3))), kind == "wipe")
+            return KillRedis(in_flight, grace_s, random.choice((0, random.uniform(0, 0.3))), left)
 
 
 def _is_secure(random: Random) -> bool:

@@ -154,6 +154,7 @@ class RedisProcess:
         self.port = free_port()
         self._data = folder / "redis"
         self._data.mkdir()
+        self._saved = folder / "saved"
         self._process = _Process("redis", folder)
         self._argv = [
             binary,
@@ -177,6 +178,16 @@ class RedisProcess:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def save(self) -> None:
+        """Keep a copy of its data: each write is in its file by the time it is answered."""
+        shutil.rmtree(self._saved, ignore_errors=True)
+        shutil.copytree(self._data, self._saved)
+
+    def go_back(self) -> None:
+        """To what was saved. Only while it is not running."""
+        shutil.rmtree(self._data)
+        shutil.copytree(self._saved, self._data)
 
     def wipe(self) -> None:
         """Only while it is not running."""

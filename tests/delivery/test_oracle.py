@@ -66,6 +66,11 @@ AFTER_1 = Position(1.5, "10-0")
 REFUSED = TopicLog([append(1), unreadable(2), append(3)])
 SAME = TopicLog([append(1), about("a", 2), about("b", 3), about("a", 4), append(5)])
 
+BACK = Removal(3, 3.1, ids=frozenset({(20, 0)}), rollback=True)
+LOST_2 = TopicLog([append(1), append(2), append(4), append(5)], (BACK,))
+MARK = "20-1"
+
+
 PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
     "live on an empty topic": (log(1, 2), [on(START, event(1), event(2))]),
     "fresh client does not get what was before it": (log(1, 2), [on(AFTER_1, event(2), opened_s=1.4)]),
@@ -129,6 +134,22 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
         SAME,
         [on(START, event(1, 9), event(3, 9)), on(event(4, 9), event(5, 9), cursor="30-0", opened_s=9)],
     ),
+    "a rollback, told in front of what came after it": (
+        LOST_2,
+        [on(START, event(1), event(2), Reload(3.5, MARK, "trimmed"), event(4), event(5))],
+    ),
+    "a rollback, told of late": (
+        LOST_2,
+        [
+            on(START, event(1)),
+            on(event(4), Reload(4.5, "40-1", "trimmed"), event(5), cursor="10-0", opened_s=3.5),
+        ],
+    ),
+    "a rollback, told of behind what came and went since": (
+        TopicLog([append(1), append(2), append(4), append(5)], (BACK, trim(5.1, below=5))),
+        [on(START, event(1), event(2), event(5, 5.3), Reload(5.3, "50-1", "trimmed"))],
+    ),
+    "a rollback of what nobody had read": (LOST_2, [on(START, event(1), event(4), event(5))]),
     "nothing to prove continuity by, twice": (
         log(1, 2, removals=(trim(1.5, below=2),)),
         [
@@ -171,6 +192,11 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
 }
 
 FAILS: dict[str, tuple[list[str], TopicLog, list[Connection]]] = {
+    "a rollback told of twice": (
+        ["unwarranted_reload"],
+        LOST_2,
+        [on(START, event(1), event(2), *[Reload(3.5, MARK, "trimmed")] * 3, event(4), event(5))],
+    ),
     "an unreadable entry in silence": (["missing_reload"], REFUSED, [on(START, event(1), event(3))]),
     "an unreadable entry delivered": (["unknown_event"], REFUSED, [on(START, *map(event, (1, 2, 3)))]),
     "an unreadable entry told of twice": (
@@ -355,6 +381,20 @@ def test_a_correct_history_passes(name: str) -> None:
 def test_a_wrong_history_is_reported(name: str) -> None:
     wanted, topic_log, connections = FAILS[name]
     assert kinds(topic_log, *connections) == wanted
+
+
+def test_who_was_away_over_a_rollback_is_owed_a_reload() -> None:
+    """By a server that had read what was lost."""
+    stayed = ClientHistory(
+        "stayed", [on(START, event(1), event(2), Reload(3.5, MARK, "trimmed"), event(4), event(5))]
+    )
+    away = [on(START, event(1)), on(event(4), event(5), cursor="10-0", opened_s=3.6)]
+    assert [str(one) for one in check(LOST_2, [stayed, ClientHistory("away", away)])] == [
+        "missing_reload: client away, connection 1: "
+        "events were lost by a rollback that a server saw, and the client never heard"
+    ]
+    told = [away[0], on(Reload(3.7, MARK, "trimmed"), event(4), event(5), cursor="10-0", opened_s=3.6)]
+    assert check(LOST_2, [stayed, ClientHistory("away", told)]) == []
 
 
 def test_a_violation_names_client_connection_and_id() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .oracle import Append, Removal, StreamId, TopicLog, Wipe, parse_id
@@ -37,6 +38,12 @@ class RedisRefused(RuntimeError):
     """Redis answered a command of the checker with an error: the checker's fault."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    appends: int
+    exists: bool
+
+
 class TopicWriter:
     """One topic's stream and what is known to have happened to it."""
 
@@ -48,6 +55,7 @@ class TopicWriter:
         self._wipes: list[Wipe] = []
         self._in_doubt: list[Append] = []
         self._numbers = 0
+        self._saved: _Saved | None = None
 
     @property
     def log(self) -> TopicLog:
@@ -118,7 +126,27 @@ class TopicWriter:
                 self._appends.append(Append(append.n, ids.get(append.n), append.sent_s, done_s))
         self._in_doubt.clear()
 
+    def note_saved(self, link: RedisLink) -> None:
+        (exists,) = _ask(link, [("EXISTS", self.key)])
+        self._saved = _Saved(len(self._appends), bool(exists))
+
+    @property
+    def can_go_back(self) -> bool:
+        """Not over a wipe: what was lost by that would be there again."""
+        return self._saved is not None
+
+    def note_rollback(self, sent_s: float, done_s: float) -> None:
+        """Redis came back with what was saved."""
+        assert self._saved is not None
+        lost = frozenset(one.id for one in self._appends[self._saved.appends :] if one.id is not None)
+        if self._saved.exists:
+            self._removals.append(Removal(sent_s, done_s, ids=lost, rollback=True))
+        else:
+            self.note_wipe(sent_s, done_s, traceless=True)
+        self._saved = None
+
     def note_wipe(self, sent_s: float, done_s: float, *, traceless: bool = False) -> None:
+        self._saved = None
         self._wipes.append(Wipe(sent_s, done_s, traceless))
 
     def _take_numbers(self, count: int) -> range:
@@ -158,6 +186,12 @@ class TopicWriter:
         """The id of the entry that many places before the newest, as far as there is one."""
         recent = [append.id for append in self._appends[-1 - places :] if append.id is not None]
         return recent[0] if recent else (0, 0)
+
+
+def has_epoch(link: RedisLink) -> bool:
+    """Whether the data set has its name already. (One that is saved without gets another name later.)"""
+    (epoch,) = _ask(link, [("GET", "stalecast:epoch")])
+    return epoch is not None
 
 
 def flush_all(link: RedisLink, topics: Sequence[TopicWriter]) -> None:
