@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from app.cors import Cors
+
 CONNECTION_STATE_KEY: Final = "stalecast.connection"
 CLOSE_TIMEOUT_S: Final = 2.0
 
@@ -14,3 +16,4 @@ class HandlerSettings:
     connections_limit: int = 1 << 20
     # With fewer connections than this there cannot be as many streams as the settings allow.
     crowded_connections: int = 10_000
+    cors: Cors = Cors(())

@@ -8,16 +8,18 @@ request turns out to be for a stream, the connection leaves Hypercorn (serving.p
 # pyright: reportUnknownMemberType=false
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 import h11
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol.events import Request
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
-from app.handler_settings import CONNECTION_STATE_KEY
-from app.stream_request import StreamRequest, read_stream_request
+from app.handler_settings import CONNECTION_STATE_KEY, HandlerSettings
+from app.problem import PROBLEM_TYPE, problem_json
+from app.stream_request import LIMIT_BYTES, StreamRequest, read_stream_request
 
 _VERSIONS: Final = frozenset((b"1.0", b"1.1"))
 
@@ -54,11 +56,23 @@ class StreamAsked(Exception):
     request: StreamRequest
 
 
+# What Hypercorn and h11 refuse, and we above, before the application is asked.
+_DETAILS: Final = {
+    HTTPStatus.BAD_REQUEST: "this is no request that could be served",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"target and fields may have {LIMIT_BYTES} bytes together",
+    HTTPStatus.NOT_IMPLEMENTED: "neither tunnels nor transfer codings other than chunked are served here",
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED: "spoken here are HTTP 1.0, 1.1 and, over TLS, 2",
+}
+
+
 class Http11(H11Protocol):
+    _request: h11.Request | None = None  # the latest
+
     async def _check_protocol(self, event: h11.Request) -> None:
         return  # whatever it would like to upgrade to
 
     async def _create_stream(self, request: h11.Request) -> None:
+        self._request = request
         if request.http_version not in _VERSIONS or request.method == b"PRI":
             await self._refuse(505)
             return
@@ -78,6 +92,39 @@ class Http11(H11Protocol):
             if isinstance(asked, StreamRequest):
                 raise StreamAsked(asked)
         await self._serve(request, target)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """In the form of all errors, and so that a page of another origin may read it: otherwise its fetch
+        cannot tell a head that is too large from a network that fails."""
+        request = None if self.connection.our_state is h11.IDLE else self._request
+        origin = None
+        if request is not None:
+            origins = [value for name, value in request.headers if name == b"origin"]
+            origin = origins[-1].decode("latin-1") if origins else None
+        status = HTTPStatus(status_code)
+        body = problem_json(status, _DETAILS.get(status, status.phrase))
+        fields = {
+            "Content-Type": PROBLEM_TYPE,
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **HandlerSettings.cors.headers(origin),
+        }
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
+        headers += self.config.response_headers("h11")
+        events = [
+            h11.Response(status_code=status_code, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ]
+        if request is not None and request.method == b"HEAD":
+            del events[1]
+        try:  # at once: an application that answers meanwhile must not come between
+            data = b"".join([self.connection.send(event) or b"" for event in events])
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+        else:
+            await self.send(RawData(data=data))
 
     async def _refuse(self, status: int) -> None:
         await self._send_error_response(status)

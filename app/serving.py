@@ -36,6 +36,7 @@ from quart.utils import encode_headers  # pyright: ignore[reportUnknownVariableT
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from app.contain import report
+from app.cors import Cors
 from app.descriptors import Connections
 from app.handler_settings import CLOSE_TIMEOUT_S, CONNECTION_STATE_KEY, HandlerSettings
 from app.http2 import Http2
@@ -96,6 +97,7 @@ def _interceptors(app: Quart) -> int:
 def configure(settings: Settings, connections_limit: int = HandlerSettings.connections_limit) -> None:
     HandlerSettings.send_timeout_s = settings.stuck_timeout_s
     HandlerSettings.request_head_timeout_s = settings.request_head_timeout_s
+    HandlerSettings.cors = Cors(settings.cors_origins)
     HandlerSettings.connections_limit = connections_limit
     HandlerSettings.crowded_connections = min(settings.max_clients, connections_limit)
 

@@ -38,6 +38,7 @@ from app import __version__
 from app.contracts import ContractViolation
 from app.cors import Cors
 from app.logging import LimitedLog, cut
+from app.problem import PROBLEM_TYPE, problem_json
 from app.publish import TOPIC_ID_PATTERN, InvalidTopicId, publish_topic_event, stream_key
 from app.redis_connection import RedisRefused, RedisUnavailable
 from app.services import Services, public_reason
@@ -59,7 +60,6 @@ STREAM_HEADERS: Final = {
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
 }
-PROBLEM_TYPE: Final = "application/problem+json"
 # When the server is full, a browser's EventSource must not get an error status: it would give up for good.
 FULL_RETRY_MS: Final = 30_000
 # Of an error's text: an application may have many event types, and an unknown one is told of all of them.
@@ -530,9 +530,8 @@ def _add_errors(app: QuartTrio) -> None:
 
 def _problem(status: HTTPStatus, detail: str, headers: dict[str, str] | None = None) -> Response:
     # What a client sent is quoted in some of them.
-    problem = Problem(title=status.phrase, status=status.value, detail=cut(detail, DETAIL_LIMIT_CHARS))
     return Response(
-        problem.model_dump_json(),
+        problem_json(status, cut(detail, DETAIL_LIMIT_CHARS)),
         status.value,
         {**(headers or {}), "Content-Type": PROBLEM_TYPE},
     )

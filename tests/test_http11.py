@@ -4,6 +4,7 @@ stream meanwhile (`unharmed`)."""
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from servers import AppServer, run_app, run_redis
 from structlog.testing import capture_logs
 
 from app import contain
+from app.cors import Cors
+from app.handler_settings import HandlerSettings
 from app.logging import VALUE_LIMIT_CHARS, LimitedLog
 from app.serving import HALF_CLOSED_LIMIT_S, ConnectionHandler, Context, hypercorn_config
 from app.settings import Settings
-from app.web import BODY_LEAST_BYTES_PER_S, BODY_OVERHEAD
+from app.web import BODY_LEAST_BYTES_PER_S, BODY_OVERHEAD, Problem
 
 HEAD_TIMEOUT_S = 1.0
 MAX_EVENT_BYTES = 256
@@ -295,6 +298,55 @@ async def test_a_mistake_of_ours_ends_one_connection_in_one_line(
     assert line["event"] == "connection_failed"
     assert line["log_level"] == "error"
     assert len(line["detail"]) <= VALUE_LIMIT_CHARS
+
+
+REFUSED = {
+    b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n%b\r\n": 400,
+    b"HEAD ftp://x/ HTTP/1.1\r\nHost: x\r\n%b\r\n": 400,
+    b"GET / HTTP/1.1\r\n%b\r\n": 400,  # without a Host
+    b"GET / HTTP/1.1\r\nHost: x\r\nA: \0\r\n%b\r\n": 400,
+    b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"x" * (1 << 15) + b"\r\n%b\r\n": 431,
+    b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n%b\r\n": 501,
+    b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n%b\r\n": 501,
+    b"GET / HTTP/1.2\r\nHost: x\r\n%b\r\n": 505,
+}
+
+
+@pytest.mark.parametrize("allowed", [("*",), ("https://app.example",), ()])
+@pytest.mark.parametrize(("head", "status"), REFUSED.items(), ids=range(len(REFUSED)))
+async def test_what_is_refused_before_the_application_has_the_form_of_all_errors(
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+    status: int,
+    allowed: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(HandlerSettings, "cors", Cors(allowed))
+    client, stream = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
+    config = hypercorn_config(Settings(_env_file=None), [])
+    nursery.start_soon(ConnectionHandler(ASGIWrapper(None), config, Context(None), {}, stream).run)
+
+    await client.send_all(head % b"Origin: https://app.example\r\n")
+    answer = b""
+    with trio.fail_after(5), suppress(trio.BrokenResourceError):
+        async for received in client:
+            answer += received
+    fields, _, body = answer.partition(b"\r\n\r\n")
+    assert fields.startswith(b"HTTP/1.1 %d " % status)
+    assert b"content-type: application/problem+json" in fields
+    is_readable = status not in (431,) and b"\0" not in head and b"Host" in head and b"gzip" not in head
+    if "*" in allowed:
+        assert b"access-control-allow-origin: *" in fields
+    elif allowed and is_readable:  # the origin is known
+        assert b"access-control-allow-origin: https://app.example" in fields
+    else:
+        assert b"access-control-allow-origin" not in fields
+    if head.startswith(b"HEAD"):
+        assert body == b""
+    else:
+        assert Problem.model_validate_json(body, strict=True).status == status
+        assert b"content-length: %d\r\n" % len(body) in fields
+    await client.aclose()
 
 
 async def test_an_idle_connection_is_kept_for_longer_than_routers_keep_theirs(

@@ -5,6 +5,7 @@ write bytes, so that nothing on the wire is hidden by a library.
 """
 
 import gc
+import json
 import os
 import re
 import select
@@ -601,7 +602,8 @@ async def test_trap_3_cleartext_http2_is_answered_505_and_closed(
     server = await start_server(nursery, settings())
     async with await Connection.open(server) as connection:
         await connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        assert (await connection.read_head())[0] == 505
+        status, problem = await connection.read_response()
+        assert status == json.loads(problem)["status"] == 505
         assert await connection.read_end() == b""
 
 
