@@ -19,7 +19,7 @@ class TcpProxy:
         self.port = port
         self.accepted = 0
         self.refuses = False  # connections from now on end at once
-        # Each connection has a share of its own of this, by which everything on it comes later, each way.
+        # By up to so much each piece comes later, each way, so that connections overtake one another.
         self.slowness_s = 0.0
         self._held: trio.Event | None = None
         self._scopes: set[trio.CancelScope] = set()
@@ -61,7 +61,6 @@ class TcpProxy:
 
     async def _serve(self, near: trio.SocketStream) -> None:
         self.accepted += 1
-        share = random.random()
         if self.refuses:
             await trio.aclose_forcefully(near)
             return
@@ -73,8 +72,8 @@ class TcpProxy:
                     await trio.open_tcp_stream(HOST, self.target_port) as far,
                     trio.open_nursery() as nursery,
                 ):
-                    nursery.start_soon(self._carry, near, far, scope, share)
-                    nursery.start_soon(self._carry, far, near, scope, share)
+                    nursery.start_soon(self._carry, near, far, scope)
+                    nursery.start_soon(self._carry, far, near, scope)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
             finally:
@@ -82,12 +81,12 @@ class TcpProxy:
                 self._silent.discard(scope)
 
     async def _carry(
-        self, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope, share: float
+        self, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope
     ) -> None:
         try:
             async for received in source:
                 if self.slowness_s:
-                    await trio.sleep(share * self.slowness_s)
+                    await trio.sleep(random.random() * self.slowness_s)
                 while self._held is not None:
                     await self._held.wait()
                 if scope not in self._silent:

@@ -126,14 +126,16 @@ async def _run_round(pair: Pair, plan: Plan, workers: int) -> Round:
         for number, client in enumerate(plan.clients)
     ]
     driver = _Driver(pair, topics, clients)
-    async with trio.open_nursery() as nursery:
-        for client in clients:
-            nursery.start_soon(client.run)
-        for step in plan.steps:
-            await driver.do(step)
-        await driver.settle()
-        nursery.cancel_scope.cancel()
-    driver.link.close()
+    try:
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.run)
+            for step in plan.steps:
+                await driver.do(step)
+            await driver.settle()
+            nursery.cancel_scope.cancel()
+    finally:
+        driver.link.close()
     wrong = await _left_over(pair)
     wrong += [
         Violation("traceback", "-", -1, line[-400:])

@@ -173,7 +173,7 @@ class KillRedis:
 class Disturbance(StrEnum):
     """What lies between the servers and Redis."""
 
-    SLOW = "slow"  # each connection by another delay
+    SLOW = "slow"  # each piece by another delay
     HELD = "held"  # half open: everything waits, and goes on afterwards
     LOST = "lost"  # half open, and then cut
     REFUSED = "refused"
@@ -246,6 +246,30 @@ def draw_heartbeats(seed: int) -> Plan:
     clients = tuple(ClientPlan(0, random.getrandbits(32), (stay,)) for _ in range(40))
     quiet = [Pause(HEARTBEAT_INTERVAL_S + random.uniform(0, 0.02)) for _ in range(12)]
     return Plan(seed, 1, clients, tuple(step for pause in quiet for step in (pause, Publish(0, 1))))
+
+
+def draw_backfills(seed: int) -> Plan:
+    """Data that is wiped between the two looks by which a window takes in what is older than itself, and a
+    window that has heard of an event since it was opened."""
+    random = Random(seed)
+    opens_s, returns_s, told_s = 0.25, 1.05, 0.08
+    opener = Stint(opens_s, Cursor.NONE, 5, Cut.CLOSE, None)
+    # From before the first event; they are back when that is no news any more.
+    early = Stint(0, Cursor.NONE, told_s, Cut.CLOSE, None)
+    back = Stint(returns_s - told_s, Cursor.LAST, 5, Cut.CLOSE, None)
+    topics = range(3)
+    clients = tuple(
+        ClientPlan(topic, random.getrandbits(32), stints)
+        for topic in topics
+        for stints in ((opener,), (early, back), (early, back))
+    )
+    slow = (
+        *(Pause(0.65), *(Publish(topic, 1) for topic in topics)),
+        *(Pause(random.uniform(0.25, 0.35)), FlushAll(), *(Publish(topic, 1) for topic in topics)),
+    )
+    first = tuple(Publish(topic, 5) for topic in topics)
+    steps = (Pause(0.15), *first, Pause(0.05), DisturbRedis(Disturbance.SLOW, 0.5, slow))
+    return Plan(seed, len(topics), clients, steps)
 
 
 def _client(random: Random, topics: int, duration_s: float) -> ClientPlan:
