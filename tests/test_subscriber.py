@@ -504,6 +504,34 @@ async def test_a_stream_that_changes_before_the_backfill_is_not_taken_for_the_hu
     assert (browser.told, browser.position) == ([], "")
 
 
+async def test_a_stream_that_is_deleted_and_filled_again_before_the_backfill_is_not_taken_for_the_hubs(
+    autojump_clock, world, asgi
+):
+    """Nothing but the entry at the window's base tells it from the one that the window was opened on: it is
+    of the same data set, and further on. (It was event 3 without 1 and 2.)"""
+    origin = await world.position_of()
+    world.publish(1, 2)
+    await world.open(afresh=True)
+    await world.publish_and_deliver(3)
+    reads = world.client.reads
+    changed = False
+
+    async def change() -> None:
+        nonlocal changed
+        await trio.lowlevel.checkpoint()
+        if world.client.reads == reads + 1 and not changed:
+            changed = True
+            world.writer.delete("topic:events:a")
+            world.publish(10)
+
+    world.client.at_await = change
+    browser = world.connect(origin, asgi=asgi)
+    await trio.sleep(0.1)
+
+    assert changed
+    assert "3-0 n3" not in browser.told
+
+
 @pytest.mark.parametrize("cursor", ["origin", "0-0"])
 async def test_a_deleted_stream_is_not_served_from_memory(autojump_clock, world, asgi, cursor):
     """The hub, which reads no more since, does not know yet; another instance has given out the position."""

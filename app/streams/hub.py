@@ -427,10 +427,11 @@ class Hub:
                 self.settings.window_limit_events, partial(read_newest, self.client, topic.key)
             )
             if not topic.window.backfilled and topic.agrees_with(page.stream, topic.window.base):
-                events = self.decode(topic, page.entries)
-                floor = _floor(page)
+                floor = _floor(page, topic.window.base)
                 if floor is not None:
-                    topic.window.backfill(events, floor)
+                    topic.window.backfill(self.decode(topic, page.entries), floor)
+                else:
+                    topic.window.backfilled = True  # there is nothing to take in, nor will there be
         finally:
             del self._backfills[topic]
             done.set()
@@ -521,10 +522,12 @@ class Hub:
             subscriber.end()
 
 
-def _floor(page: Page) -> StreamId | None:
-    """From where (exclusive) the page's entries are everything up to the stream's end."""
+def _floor(page: Page, base: StreamId) -> StreamId | None:
+    """From where (exclusive) the page's entries are everything up to the stream's end. None where they do not
+    reach back to `base`: then it may be another stream (one that was deleted and filled again may well be
+    further on), or there is nothing in it from before the window."""
     stream = page.stream
-    if stream.max_deleted is None or not page.entries:
+    if stream.max_deleted is None or all(event_id != base for event_id, _ in page.entries):
         return None
     if stream.is_complete and len(page.entries) == stream.length:
         return BEGINNING
