@@ -399,7 +399,7 @@ def order(line: _Line, reached: int, seen: Counter[int], index: int) -> Iterator
 
 def gap(line: _Line, held: _Held, upto: int, at_s: float) -> Iterator[_Finding]:
     missed = [index for index in _passed(line, held, upto, at_s) if line.rollback_over(index, at_s) is None]
-    if missed and not (held.before_first and line.is_traceless(held.behind, upto)):
+    if missed and not (held.before_first and line.is_traceless(held.behind, missed[-1] + 1)):
         lost = sum(line.lost(index, at_s) for index in missed)
         unreadable = any(line.entries[index].unreadable for index in missed)
         kind = "missing_reload" if lost or unreadable else "gap"
@@ -476,7 +476,11 @@ def warrant(
         return _spend(base, start, wipe=wipes[0]), []
     id_ = parse_id(item.id) or (0, 0)
     if id_ in line.marks and id_ not in start.spent_marks:
-        return replace(base, spent_marks=start.spent_marks | {id_}), []
+        return replace(_spend(base, start), spent_marks=start.spent_marks | {id_}), []
+    for number, one in enumerate(line.removals):
+        # A server that hears of it late tells also those who came to it from another one.
+        if one.rollback and one.sent_s <= item.at_s and number not in start.spent_removals:
+            return _spend(base, start, removal=number), []
     if start.at_mark and any(not one.rollback and one.sent_s <= item.at_s for one in line.removals):
         return base, []  # the mark itself may have been removed
     where = _name(line, start.behind - 1) if start.own else "a topic without entries"
@@ -510,6 +514,7 @@ def _spend(base: _Held, held: _Held, *, removal: int | None = None, wipe: int | 
         base,
         spent_removals=held.spent_removals | ({removal} if removal is not None else _NONE),
         spent_wipes=held.spent_wipes | ({wipe} if wipe is not None else _NONE),
+        spent_marks=held.spent_marks,
     )
 
 

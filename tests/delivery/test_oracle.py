@@ -149,6 +149,14 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
         TopicLog([append(1), append(2), append(4), append(5)], (BACK, trim(5.1, below=5))),
         [on(START, event(1), event(2), event(5, 5.3), Reload(5.3, "50-1", "trimmed"))],
     ),
+    "a rollback, told by another server to who came after it": (
+        LOST_2,
+        [on(Position(4.2, "40-0"), Reload(4.5, "40-0", "trimmed"), event(5), opened_s=4.1)],
+    ),
+    "deleted, and of what came next a later one stands for the first": (
+        TopicLog([append(1), about("a", 3), about("a", 4)], (), (Wipe(2, 2.1, traceless=True),)),
+        [on(START), on(event(4, 9), cursor="0-7", opened_s=9)],
+    ),
     "a rollback of what nobody had read": (LOST_2, [on(START, event(1), event(4), event(5))]),
     "nothing to prove continuity by, twice": (
         log(1, 2, removals=(trim(1.5, below=2),)),
