@@ -532,6 +532,38 @@ async def test_a_stream_that_is_deleted_and_filled_again_before_the_backfill_is_
     assert "3-0 n3" not in browser.told
 
 
+@pytest.mark.parametrize("when", ["while it waits", "during its look"])
+async def test_who_is_ahead_of_a_hub_that_reads_another_stream_is_told(autojump_clock, world, asgi, when):
+    """The client has heard of 1 and 2. The hub, which is slow, has read nothing when the key is deleted and
+    filled again, and goes on from the beginning with what looks complete."""
+    await world.open()
+    world.publish(1, 2)
+
+    awaits_until = 1 if when == "while it waits" else 2  # the second is behind the look
+
+    async def change() -> None:
+        nonlocal awaits_until
+        await trio.lowlevel.checkpoint()
+        awaits_until -= 1
+        if not awaits_until:
+            world.writer.delete("topic:events:a")
+            world.publish(3)
+            await world.deliver()
+
+    if when == "during its look":
+        world.client.at_await = change
+    browser = world.connect("2-0", asgi=asgi)
+    await trio.sleep(0.1)
+    if when == "while it waits":
+        await change()
+    assert awaits_until <= 0
+    await world.publish_and_deliver(4)
+    await trio.sleep(0.1)
+
+    # One that looks again finds both.
+    assert browser.told in (["3-0 trimmed", "4-0 n4"], ["4-0 trimmed"])
+
+
 @pytest.mark.parametrize("cursor", ["origin", "0-0"])
 async def test_a_deleted_stream_is_not_served_from_memory(autojump_clock, world, asgi, cursor):
     """The hub, which reads no more since, does not know yet; another instance has given out the position."""

@@ -141,17 +141,29 @@ class Topic:
         If not, the stream went back (flushed, failed over, restored) and the tail has yet to see it."""
         if not self.is_watched:
             return True  # nobody else will be told anything
-        return stream.epoch == self.epoch and (known.is_origin or stream.last_generated >= known)
+        if stream.epoch != self.epoch or not (known.is_origin or stream.last_generated >= known):
+            return False
+        # The look may be ahead of the hub. What the hub has read meanwhile came by where the look found the
+        # stream, or the key was deleted and filled again in between.
+        seen = stream.last_generated
+        return seen <= known.read_after or self.position <= seen or self.window.covers(seen)
 
     # -- the tail's side
 
     async def deliver(self, entries: list[Entry]) -> float | None:
         unreadable = self._hub.malformed_entries
         events = self._hub.decode(self, entries)
+        before = self.position.read_after
         self.position = entries[-1][0]
         self.window.append(events)
         for subscriber in self.waiting:
             proven = subscriber.proven_position
+            if before < proven < self.position and all(proven != event_id for event_id, _ in entries):
+                # It was ahead of the hub, and the hub does not come by there: it stood in a stream that was
+                # deleted and filled again before the hub had read it. Its own position decides.
+                subscriber.backlog.replace_by_reload(reload_event(self.position, "trimmed"), forced=False)
+                subscriber.wake()
+                continue
             for event in events:
                 if event.id > proven and subscriber.backlog.add(event):
                     self._hub.overflows += 1
