@@ -62,8 +62,11 @@ def tell_holdings() -> None:
         app = create(settings)
 
         @app.get(STATISTICS_PATH)
-        async def holdings() -> dict[str, Any]:
-            statistics = app.extensions["stalecast"].hub.statistics()
+        async def holdings() -> dict[str, Any] | tuple[str, int]:
+            services = app.extensions["stalecast"]
+            if not services.client.statistics().connected:
+                return "it has yet to make its connection to Redis, and the tasks of that", 503
+            statistics = services.hub.statistics()
             tasks = sorted(task.name for task in _tasks_below(trio.lowlevel.current_root_task()))
             return asdict(Holdings(os.getpid(), statistics.clients, statistics.topics, tasks))
 
