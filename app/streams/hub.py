@@ -144,9 +144,12 @@ class Topic:
         if stream.epoch != self.epoch or not (known.is_origin or stream.last_generated >= known):
             return False
         # The look may be ahead of the hub. What the hub has read meanwhile came by where the look found the
-        # stream, or the key was deleted and filled again in between.
+        # stream, or the key was deleted and filled again in between. (A window that begins behind that cannot
+        # tell: on a busy topic no look would ever be believed.)
         seen = stream.last_generated
-        return seen <= known.read_after or self.position <= seen or self.window.covers(seen)
+        if seen <= known.read_after or self.position <= seen or seen < self.window.base:
+            return True
+        return self.window.covers(seen)
 
     # -- the tail's side
 
