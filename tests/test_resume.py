@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.streams.ids import BEGINNING, StreamId, origin
-from app.streams.resume import Live, Reload, Replay, Snapshot, absent, continues, decide
+from app.streams.resume import (
+    Live,
+    Reload,
+    Replay,
+    Snapshot,
+    absent,
+    continues,
+    decide,
+    was_rolled_back,
+)
 
 EPOCH, OTHER_EPOCH = 11, 22
 
@@ -161,6 +170,24 @@ def test_what_a_cursor_is_owed(cursor, snapshot, present, kind):
 )
 def test_a_stream_without_entries_stands_at_its_data_sets_origin(snapshot, position):
     assert snapshot.position == position
+
+
+@pytest.mark.parametrize(
+    ("position", "snapshot", "rolled_back"),
+    [
+        (12, WHOLE, True),  # cursors up to 9-0 are still believed
+        (12, stream(max_deleted=12), False),  # it was deleted, not lost
+        (2, TRIMMED, False),
+        (12, EMPTIED, True),  # the one at 9-0 is believed
+        (9, EMPTIED, False),  # the last one was trimmed
+        (12, CREATED, False),  # a new stream: nobody is believed
+        (12, ABSENT, False),
+        (12, REFILLED, False),
+        (12, OLD_REDIS, False),
+    ],
+)
+def test_whether_a_stream_went_back_and_nobody_else_can_tell(position, snapshot, rolled_back):
+    assert was_rolled_back(at(position), snapshot) is rolled_back
 
 
 @pytest.mark.parametrize("cursor", [at(3), at(99), BEGINNING, origin(EPOCH), origin(OTHER_EPOCH)])

@@ -324,6 +324,22 @@ async def test_a_rollback_with_new_events_behind_it_is_seen_without_a_new_connec
     assert marks() == [mark]
 
 
+async def test_a_rollback_to_an_emptied_stream_is_marked(needs_real_server, tails, watch, writer):
+    """Whoever is away at its end would be taken to have everything."""
+    add(writer, "a", 1, 2, 3)
+    writer.xtrim(stream_key("a"), maxlen=0, approximate=False)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    add(writer, "a", 4)
+    await topic.wait_lost(at(4), forced=False)  # with nothing left from before it
+
+    await go_back(writer, tails, "a", dump)
+
+    await wait_for(lambda: topic.delivered == [StreamId(4, 1)], SOON_S)
+    ((_, fields),) = writer.xrange(stream_key("a"))
+    assert b"reload_required" in fields[b"payload"]
+
+
 def next_numbers(event_id: bytes) -> list[int]:
     return [StreamId.parse(event_id).ms + step for step in (1, 2, 3)]
 

@@ -106,12 +106,10 @@ def was_rolled_back(position: StreamId, stream: Snapshot) -> bool:
     """Whether the stream went back to an earlier state of itself, given that `position` was once in it and is
     not provable now: a crash or a failover lost what was appended last. Cursors from before that are still in
     the stream, so nothing but somebody who knew `position` can tell that they miss something."""
-    return (
-        stream.first is not None
-        and stream.first <= position
-        and stream.max_deleted is not None
-        and stream.max_deleted < position
-    )
+    if stream.first is None:
+        # Nothing is in it, and yet whoever stands at its end is believed.
+        return not stream.is_unwritten and stream.last_generated < position
+    return stream.first <= position and stream.max_deleted is not None and stream.max_deleted < position
 
 
 def continues(
