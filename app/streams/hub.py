@@ -441,7 +441,7 @@ class Hub:
             page = await self.reply_limit.read(
                 self.settings.window_limit_events, partial(read_newest, self.client, topic.key)
             )
-            if not topic.window.backfilled and topic.agrees_with(page.stream, topic.window.base):
+            if not topic.window.backfilled:
                 floor = _floor(page, topic.window.base)
                 if floor is not None:
                     topic.window.backfill(self.decode(topic, page.entries), floor)
