@@ -46,6 +46,15 @@ def report_refused(reason: str, **about: str) -> None:
     _write("connection_refused", reason, reason=reason, **about)
 
 
+def forget_frames(error: BaseException | None) -> None:
+    """Of an exception that was dealt with. From Python 3.12 on some stay in a circle with their own frames
+    (contextlib's), and so does what those worked on, until the collector comes: OpenSSL's part of a
+    connection that was reset."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 # ssl.SSLError is an OSError. BusyResourceError is none of these: it would be a mistake of ours.
 _PEER_LEFT: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 

@@ -35,7 +35,7 @@ from quart import Quart, Response
 from quart.utils import encode_headers  # pyright: ignore[reportUnknownVariableType]
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from app.contain import report
+from app.contain import forget_frames, report
 from app.cors import Cors
 from app.descriptors import Connections
 from app.handler_settings import CLOSE_TIMEOUT_S, CONNECTION_STATE_KEY, HandlerSettings
@@ -427,7 +427,8 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
                 if not data:
                     data = bytes(await self.stream.receive_some(RECEIVE_BYTES))
                 await self.protocol.handle(RawData(data))
-            except (trio.ClosedResourceError, trio.BrokenResourceError):
+            except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
+                forget_frames(error)
                 return None
             except StreamAsked as asked:
                 return asked.request
@@ -480,7 +481,8 @@ class ConnectionHandler(hypercorn.trio.run.TCPServer):
             with trio.move_on_after(HandlerSettings.send_timeout_s, shield=True) as bound:
                 async with self.send_lock:
                     await self.stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError) as error:
+            forget_frames(error)
             # Busy: sends wait for each other, so it is another task of ours that closes the connection.
             await self._note_unreachable()
         else:
