@@ -11,6 +11,7 @@ connection.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -101,6 +102,10 @@ class Tailed(Protocol):
     async def refuse(self, error: RedisRefused) -> None:
         """Redis refuses to read this topic; it is not watched any more."""
         ...
+
+
+# A topic, and what XRANGE is to look for in it.
+_Asked = tuple[Tailed, tuple[bytes | int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,23 +450,37 @@ class Group:
             else:
                 await self._conclude(connection, topic, entries, stream, proven=continuity == "proven")
         for keys in _slices(list(undecided), self._proofs_at_once()):
-            await self._ask_for_last(connection, {key: undecided[key] for key in keys})
+            await self._decide(connection, {key: undecided[key] for key in keys})
 
-    async def _ask_for_last(self, connection: Connection, undecided: dict[str, list[Entry]]) -> None:
-        """More came between the read and its proof, so the counters do not decide. What the stream holds from
-        the last position to the end of the read does."""
+    async def _decide(self, connection: Connection, undecided: dict[str, list[Entry]]) -> None:
+        """More came between the read and its proof, so the counters do not decide. What came is read together
+        with a proof of its own, and they do, unless they are not known or it is too much for one reply. Then
+        what the stream holds from the last position to the end of the read does."""
         topics = [self.topics[key] for key in undecided if key in self.topics]
-        asked: list[tuple[Tailed, StreamId, StreamId]] = []
+        asked: list[_Asked] = []
+        count = self._count()
         for topic in topics:
-            last, _, read = self._unread(topic, undecided[topic.key])
-            asked.append((topic, last, read[-1]))
-        if not asked:
-            return
+            entries = undecided[topic.key]
+            if topic.added_at_position is not None and len(entries) < count:
+                asked.append((topic, (b"(" + bytes(entries[-1][0]), b"+", b"COUNT", count)))
+        for topic, stream, rest in await self._look_at(connection, asked):
+            if self.topics.get(topic.key) is not topic:
+                continue
+            entries = undecided[topic.key] + rest
+            continuity = self._judge(topic, entries, stream)
+            if continuity != "undecided":
+                del undecided[topic.key]
+                await self._conclude(connection, topic, entries, stream, proven=continuity == "proven")
+        asked = []
+        for topic in topics:
+            if topic.key in undecided and self.topics.get(topic.key) is topic:
+                last, _, read = self._unread(topic, undecided[topic.key])
+                asked.append((topic, (bytes(last), bytes(read[-1]))))
         for topic, stream, found in await self._look_at(connection, asked):
             if self.topics.get(topic.key) is not topic:
                 continue
             entries = undecided[topic.key]
-            held = [entry[0] for entry in parse_entries(found)]
+            held = [event_id for event_id, _ in found]
             proven = self._judge(topic, entries, stream, held=held) == "proven"
             await self._conclude(connection, topic, entries, stream, proven=proven)
 
@@ -508,32 +527,33 @@ class Group:
     async def _recheck(self, connection: Connection) -> None:
         self.recheck_wanted = False
         for topics in _slices(list(self.topics.values()), self._proofs_at_once()):
-            asked = [(topic, topic.position.read_after, topic.position.read_after) for topic in topics]
+            asked = [(topic, (bytes(topic.position.read_after),) * 2) for topic in topics]
             for topic, stream, found in await self._look_at(connection, asked):
                 if self.topics.get(topic.key) is not topic:
                     continue
-                decision = decide(topic.position, stream, entry_present=bool(parse_entries(found)))
+                decision = decide(topic.position, stream, entry_present=bool(found))
                 if topic.epoch != stream.epoch or isinstance(decision, Reload):
                     await self._lose(connection, topic, stream)
                 elif isinstance(decision, Live):
                     topic.added_at_position = stream.entries_added
 
     async def _look_at(
-        self, connection: Connection, asked: list[tuple[Tailed, StreamId, StreamId]]
-    ) -> list[tuple[Tailed, Snapshot, Any]]:
-        """In one MULTI: each topic's stream, and its entries from the first id asked for to the second, both
-        included. A topic that Redis refuses is let go."""
+        self, connection: Connection, asked: Sequence[_Asked]
+    ) -> list[tuple[Tailed, Snapshot, list[Entry]]]:
+        """In one MULTI: each topic's stream, and what XRANGE finds in it. A topic that Redis refuses is let
+        go."""
+        if not asked:
+            return []
         commands: list[Command] = [EPOCH_COMMAND]
-        for topic, first, final in asked:
-            commands += [snapshot_command(topic.key), ("XRANGE", topic.key, bytes(first), bytes(final))]
+        for topic, span in asked:
+            commands += [snapshot_command(topic.key), ("XRANGE", topic.key, *span)]
         *queued, executed = await self._call(connection, ("MULTI",), *commands, ("EXEC",))
         replies = parse_transaction(queued, executed)
         epoch = await self._epoch(connection, replies[0])
-        seen: list[tuple[Tailed, Snapshot, Any]] = []
-        for (topic, *_), info, found in zip(asked, replies[1::2], replies[2::2], strict=True):
+        seen: list[tuple[Tailed, Snapshot, list[Entry]]] = []
+        for (topic, _), info, found in zip(asked, replies[1::2], replies[2::2], strict=True):
             try:
-                parse_entries(found)
-                seen.append((topic, parse_snapshot(info, epoch), found))
+                seen.append((topic, parse_snapshot(info, epoch), parse_entries(found)))
             except RedisRefused as error:
                 if self.topics.get(topic.key) is topic:
                     self._tails.unwatch(topic)
