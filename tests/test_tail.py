@@ -11,11 +11,11 @@ from servers import redis_client, run_redis, valkey_binary, wait_for
 from structlog.testing import capture_logs
 
 from app.publish import stream_key
-from app.redis_connection import Address, Client, Command, Connection, RedisRefused
+from app.redis_connection import Address, Client, Command, Connection, RedisRefused, connect
 from app.streams.ids import BEGINNING, StreamId
 from app.streams.reading import Entry, read_newest, snapshot_command
 from app.streams.resume import Snapshot
-from app.streams.tail import PROBED_TOPICS, Tails
+from app.streams.tail import PROBED_TOPICS, Group, Tails
 
 TIMEOUT_S = 5.0
 # Far below the 5 s for which a read blocks: whoever waits for that fails.
@@ -297,6 +297,42 @@ async def test_counters_that_coincide_are_no_proof(tails, watch, writer):
     await topic.wait_lost(at(4), forced=False)
     assert topic.delivered == []
     await topic_goes_on(topic, writer, 5)
+
+
+async def test_a_read_of_before_a_rollback_and_one_of_after_it_make_no_whole(
+    needs_real_server, redis_url, client, writer
+):
+    """6 and 7 were trimmed unread, 8 was read; then the stream went back to where it held 6, and 9 came: as
+    many were added behind 5 as were read, and yet 6 is not among them."""
+    topic = Watched("a")
+    add(writer, "a", 1, 2, 3, 4, 5)
+    await topic.open(client)
+    add(writer, "a", 6, 9)
+    address = Address.from_url(redis_url)
+    group = Group(Tails(address, client, group_limit_topics=1, read_limit_events=500, timeout_s=TIMEOUT_S))
+    group.topics[topic.key] = topic
+
+    async with await connect(address, name="test", timeout_s=TIMEOUT_S) as connection:
+        await group._decide(connection, {topic.key: [(at(8), [b"payload", b"{}"])]})
+
+    assert topic.delivered == []
+    assert topic.losses or topic.rewinds
+
+
+async def test_what_came_between_a_read_and_its_proof_is_read_with_one_of_its_own(redis_url, client, writer):
+    topic = Watched("a")
+    add(writer, "a", 1, 2, 3, 4, 5)
+    await topic.open(client)
+    add(writer, "a", 6, 7, 8)
+    address = Address.from_url(redis_url)
+    group = Group(Tails(address, client, group_limit_topics=1, read_limit_events=500, timeout_s=TIMEOUT_S))
+    group.topics[topic.key] = topic
+
+    async with await connect(address, name="test", timeout_s=TIMEOUT_S) as connection:
+        await group._decide(connection, {topic.key: [(at(6), [b"payload", b"{}"])]})
+
+    assert topic.delivered == [at(6), at(7), at(8)]
+    assert topic.losses == []
 
 
 async def test_a_rollback_with_new_events_behind_it_is_seen_without_a_new_connection(

@@ -462,11 +462,14 @@ class Group:
         for topic in topics:
             entries = undecided[topic.key]
             if topic.added_at_position is not None and len(entries) < count:
-                asked.append((topic, (b"(" + bytes(entries[-1][0]), b"+", b"COUNT", count)))
+                asked.append((topic, (bytes(entries[-1][0]), b"+", b"COUNT", count)))
         for topic, stream, rest in await self._look_at(connection, asked):
             if self.topics.get(topic.key) is not topic:
                 continue
-            entries = undecided[topic.key] + rest
+            entries = undecided[topic.key]
+            if not rest or rest[0][0] != entries[-1][0]:
+                continue  # it may have gone back meanwhile: counters of before and after that are no sum
+            entries = entries + rest[1:]
             continuity = self._judge(topic, entries, stream)
             if continuity != "undecided":
                 del undecided[topic.key]
