@@ -5,6 +5,7 @@ gathered (`LimitedLog`).
 """
 
 import contextlib
+import inspect
 import logging
 import traceback
 from collections.abc import Hashable, Iterator
@@ -47,13 +48,20 @@ def report_refused(reason: str, **about: str) -> None:
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Of an exception that was dealt with. From Python 3.12 on some stay in a circle with their own frames
-    (contextlib's), and so does what those worked on, until the collector comes: OpenSSL's part of a
-    connection that was reset."""
+    """Of an exception that was dealt with. From Python 3.12 on some stay in a circle with a frame of theirs
+    (contextlib's), and so does what they came by, until the collector comes: OpenSSL's part of a connection
+    that was reset."""
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            # Only a function's, which has ended or says that it runs: to clear a coroutine that waits is to
+            # end it, in the midst of its cancel scopes.
+            if not frame.f_code.co_flags & _MAY_WAIT:
+                with contextlib.suppress(RuntimeError):
+                    frame.clear()
         error = error.__cause__ or error.__context__
 
+
+_MAY_WAIT: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 # ssl.SSLError is an OSError. BusyResourceError is none of these: it would be a mistake of ours.
 _PEER_LEFT: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)

@@ -440,3 +440,27 @@ async def test_who_has_left_is_not_answered_for_long(autojump_clock: trio.testin
     config = hypercorn_config(Settings(), ["127.0.0.1:0"])  # pyright: ignore[reportCallIssue]
     await ConnectionHandler(answer, config, Context(None), {}, near)
     assert trio.current_time() - began_s < HALF_CLOSED_LIMIT_S / 2
+
+
+def test_what_an_exception_held_is_let_go_of_but_nothing_that_waits_is_ended() -> None:
+    caught: list[BaseException] = []
+
+    def fail(held: list[int]) -> None:
+        raise ValueError(len(held))
+
+    def wait() -> Iterator[str]:
+        try:
+            fail([1, 2, 3])
+        except ValueError as error:
+            caught.append(error)
+        yield "waits"
+        yield "goes on"
+
+    waiting = wait()
+    assert next(waiting) == "waits"
+    contain.forget_frames(caught[0])
+    assert next(waiting) == "goes on"
+    traceback = caught[0].__traceback__
+    assert traceback is not None
+    assert traceback.tb_next is not None
+    assert traceback.tb_next.tb_frame.f_locals == {}
