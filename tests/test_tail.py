@@ -15,7 +15,7 @@ from app.redis_connection import Address, Client, Command, Connection, RedisRefu
 from app.streams.ids import BEGINNING, StreamId
 from app.streams.reading import Entry, read_newest, snapshot_command
 from app.streams.resume import Snapshot
-from app.streams.tail import PROBED_TOPICS, Group, Tails
+from app.streams.tail import MARK_SEQ, PROBED_TOPICS, Group, Tails
 
 TIMEOUT_S = 5.0
 # Far below the 5 s for which a read blocks: whoever waits for that fails.
@@ -371,7 +371,7 @@ async def test_a_rollback_to_an_emptied_stream_is_marked(needs_real_server, tail
 
     await go_back(writer, tails, "a", dump)
 
-    await wait_for(lambda: topic.delivered == [StreamId(4, 1)], SOON_S)
+    await wait_for(lambda: topic.delivered == [StreamId(4, MARK_SEQ)], SOON_S)
     ((_, fields),) = writer.xrange(stream_key("a"))
     assert b"reload_required" in fields[b"payload"]
 
@@ -587,10 +587,40 @@ async def test_a_stream_that_went_back_says_so_itself(needs_real_server, tails, 
 
     await wait_for(lambda: topic.rewinds and len(topic.delivered) == 3)
     assert topic.rewinds == [at(3)]
-    assert topic.delivered == [at(4), at(5), StreamId(5, 1)]
+    mark = StreamId(5, MARK_SEQ)
+    assert topic.delivered == [at(4), at(5), mark]
     assert topic.losses == []
-    ((_, fields),) = writer.xrange(stream_key("a"), "5-1", "5-1")
+    ((_, fields),) = writer.xrange(stream_key("a"), bytes(mark), bytes(mark))
     assert b"reload_required" in fields[b"payload"]
+
+
+async def test_a_mark_has_the_id_of_no_event_that_was_lost(needs_real_server, tails, watch, writer):
+    """Of a burst within one millisecond this server had read a part, and another server more of it: whoever
+    stands there must find the mark behind it, or not find where it stands."""
+    add(writer, "a", 1, 2, 3)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    burst = [StreamId(5, number) for number in range(3)]
+    for one in burst:
+        writer.xadd(stream_key("a"), {"payload": "{}"}, id=bytes(one))
+    await topic.wait_delivered(*burst)
+    another_has_read = [StreamId(5, number) for number in range(3, 100)]
+
+    await go_back(writer, tails, "a", dump)
+
+    await wait_for(lambda: topic.delivered[-1] not in burst, SOON_S)
+    assert topic.delivered[-1] > max(another_has_read)
+
+
+async def test_a_lost_mark_is_marked_behind_it(needs_real_server, tails, watch, writer):
+    add(writer, "a", 1, 2, 3)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    await topic.wait_delivered(*add(writer, "a", 4))
+
+    for seq in (MARK_SEQ, MARK_SEQ + 1):
+        await go_back(writer, tails, "a", dump)
+        await wait_for(lambda seq=seq: topic.delivered[-1] == StreamId(4, seq), SOON_S)
 
 
 async def test_of_all_who_saw_it_go_back_one_says_so(needs_real_server, start_tails, watch, writer):
@@ -605,7 +635,7 @@ async def test_of_all_who_saw_it_go_back_one_says_so(needs_real_server, start_ta
     await go_back(writer, many[0], "a", dump)
 
     for topic in topics:
-        await wait_for(lambda topic=topic: topic.delivered[-1] == StreamId(5, 1), SOON_S)
+        await wait_for(lambda topic=topic: topic.delivered[-1] == StreamId(5, MARK_SEQ), SOON_S)
     assert writer.xlen(stream_key("a")) == 4
 
 

@@ -70,6 +70,9 @@ CUTS_WITH_A_CAUSE: Final = 3
 # events last. Redis answers it right behind the read, so an event of theirs costs no second round trip (which
 # is half of the time to a single subscriber); about 3 us of Redis time each.
 PROBED_TOPICS: Final = 4
+# The mark of a rollback comes behind whatever its millisecond held: had a lost event the mark's own id,
+# whoever stands at that event would be taken to have read the mark. (Signed 64 bits hold it.)
+MARK_SEQ: Final = 1 << 62
 
 _log = structlog.get_logger("stalecast.tail")
 
@@ -610,8 +613,8 @@ class Group:
         who are away now and whose cursor is from before. Returns where one is, or None where Redis takes
         none."""
         lost = topic.position
-        # The id that would have come next: of all the workers and servers that saw the same, one succeeds.
-        next_id = StreamId(lost.ms, lost.seq + 1)
+        # Of all the workers and servers that saw the same, one succeeds.
+        next_id = StreamId(lost.ms, max(lost.seq + 1, MARK_SEQ))
         mark = partial(append_command, topic.name, "reload_required", {"reason": "trimmed"}, maxlen=None)
         command = mark(entry_id=str(next_id))
         reply, found = await self._call(
