@@ -207,14 +207,20 @@ class _Driver:
     async def settle(self) -> None:
         for client in self._clients:
             client.stay()
+        with trio.move_on_after(SETTLE_LIMIT_S):
+            await self._reach_markers()
+            if self._went_back:
+                # Servers that have heard of what came since have also marked the rollback: in front of these.
+                await self._reach_markers()
+        await trio.sleep(AFTERMATH_S)
+
+    async def _reach_markers(self) -> None:
         for _ in range(2):  # two, so that the markers themselves can show a disorder
             for topic in self._topics:
                 topic.publish(self.link, steps.Publish(0, 1))
             await trio.sleep(MARKER_PAUSE_S)
-        with trio.move_on_after(SETTLE_LIMIT_S):
-            for client in self._clients:
-                await client.wait_reached(self._topics[client.plan.topic].newest)
-        await trio.sleep(AFTERMATH_S)
+        for client in self._clients:
+            await client.wait_reached(self._topics[client.plan.topic].newest)
 
     async def _kill_redis(self, step: steps.KillRedis) -> None:
         for topic, count in zip(self._topics, step.in_flight, strict=True):

@@ -254,6 +254,13 @@ class _Line:
         own = set(self.ids)
         return frozenset(id_ for id_ in told if id_ is not None and id_[0] > 0 and id_ not in own)
 
+    def marks_between(self, behind: int, upto: StreamId) -> frozenset[StreamId]:
+        """Those that somebody comes by who has so many entries behind, and goes to `upto`. One reload may
+        stand for several."""
+        return frozenset(
+            mark for mark in self.marks if mark <= upto and bisect_left(self.ids, mark) >= behind
+        )
+
     def _find_witnessed(self, rollback: Removal, clients: Sequence[ClientHistory]) -> int:
         """Up to where (exclusive) the entries had surely been read by a server that went on over the
         rollback: it wrote them to somebody well before, and something else on the same connection after."""
@@ -463,6 +470,8 @@ def warrant(
         return base, [("unwarranted_reload", f"{item}: the reason does not fit the cursor")]
 
     start = _Held(base.behind, own=False, made_after_s=connection.opened_s) if held is None else held
+    if _unprovable(line, start, item.at_s):  # first, for it spends no cause but that of its own entry
+        return _spend(base, start, removal=line.entries[start.behind - 1].removed_by), []
     removals, wipes = _open_removals(line, start, item.at_s), _open_wipes(line, start, item.at_s)
     # Best a wipe that can warrant nothing more to a client at `base`: it may hear of a removal later.
     free = set(wipes) - set(_open_wipes(line, base, math.inf))
@@ -470,13 +479,11 @@ def warrant(
         return _spend(base, start, wipe=min(free)), []
     if removals:
         return _spend(base, start, removal=removals[0]), []
-    if _unprovable(line, start, item.at_s):  # before the wipes, for it spends none of them
-        return _spend(base, start), []
     if wipes:
         return _spend(base, start, wipe=wipes[0]), []
-    id_ = parse_id(item.id) or (0, 0)
-    if id_ in line.marks and id_ not in start.spent_marks:
-        return replace(_spend(base, start), spent_marks=start.spent_marks | {id_}), []
+    passed = line.marks_between(start.behind, parse_id(item.id) or (0, 0)) - start.spent_marks
+    if passed:
+        return replace(_spend(base, start), spent_marks=start.spent_marks | passed), []
     for number, one in enumerate(line.removals):
         # A server that hears of it late tells also those who came to it from another one.
         if one.rollback and one.sent_s <= item.at_s and number not in start.spent_removals:

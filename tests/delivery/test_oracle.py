@@ -149,6 +149,13 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
         TopicLog([append(1), append(2), append(4), append(5)], (BACK, trim(5.1, below=5))),
         [on(START, event(1), event(2), event(5, 5.3), Reload(5.3, "50-1", "trimmed"))],
     ),
+    "one reload for all the entries that tell of a rollback, and for what came behind them": (
+        TopicLog([append(1), append(2), append(4), append(5), append(6)], (BACK,)),
+        [
+            on(START, event(1), event(2), Reload(3.5, MARK, "trimmed"), Reload(4.5, "40-1", "trimmed")),
+            on(Reload(3.5, "10-0", "trimmed"), Reload(5.5, "50-0", "trimmed"), event(6), cursor="10-0"),
+        ],
+    ),
     "a rollback, told by another server to who came after it": (
         LOST_2,
         [on(Position(4.2, "40-0"), Reload(4.5, "40-0", "trimmed"), event(5), opened_s=4.1)],
@@ -165,6 +172,10 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
             on(Reload(3, "20-0", "trimmed"), cursor="10-0", opened_s=3),
             on(Reload(4, "20-0", "trimmed"), cursor="10-0", opened_s=4),
         ],
+    ),
+    "nothing to prove continuity by, then a removal behind that": (
+        log(1, 2, 4, 5, removals=(trim(2.5, below=3), Removal(5.2, 5.3, ids=frozenset({(50, 0)})))),
+        [on(START, event(1), *(Reload(5.4, at, "trimmed") for at in ("20-0", "40-0", "50-0")))],
     ),
     "nothing to prove continuity by, then a wipe": (
         log(1, 2, 4, removals=(trim(1.5, below=2),), wipes=(wipe(2.5),)),
