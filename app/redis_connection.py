@@ -485,6 +485,7 @@ class Client:
         self._outbox: list[bytes] = []
         self._queue: deque[_Waiter] = deque()
         self._wanted = trio.Event()
+        self._asked = trio.Event()
         self._connected = False
         self._commands_sent = 0
         self._reconnects = 0
@@ -610,6 +611,7 @@ class Client:
                 await self._wanted.wait()
             packed = b"".join(self._outbox)
             self._outbox.clear()
+            self._asked.set()
             await connection.send(packed)
 
     async def _read(self, connection: Connection) -> None:
@@ -644,7 +646,13 @@ class Client:
         """Find a connection that is dead, or a server that was demoted, before somebody needs it."""
         probe_at_s = trio.current_time() + PROBE_INTERVAL_S
         while True:
-            await trio.sleep(SILENCE_S / 2)
+            if self._queue:
+                await trio.sleep(SILENCE_S / 2)
+            else:
+                # Each wake of an idle process costs about 0.3 ms: its caches are cold.
+                self._asked = trio.Event()
+                with trio.move_on_at(probe_at_s):
+                    await self._asked.wait()
             now_s = trio.current_time()
             if self._queue and now_s - max(self._heard_s, self._queue[0].asked_s) >= SILENCE_S:
                 await self._try_another()

@@ -358,6 +358,48 @@ async def test_a_stream_with_events_gets_none(autojump_clock, make_world, asgi):
     assert silent.comments >= 15
 
 
+async def test_each_silent_stream_has_a_time_of_its_own(autojump_clock, make_world):
+    """Whenever it came, and whoever comes and goes meanwhile."""
+    world = await make_world(heartbeat_interval_s=15)
+    heard_s = {}
+    for step in range(200):
+        if step < 40:
+            heard_s |= {world.connect(topic=topic): (0, trio.current_time()) for topic in ("a", "b")}
+        if step % 7 == 3 and len(heard_s) > 10:
+            leaving = list(heard_s)[step % len(heard_s)]
+            leaving.socket.close()
+            del heard_s[leaving]
+        await trio.sleep(1.3)
+        for browser, (comments, since_s) in heard_s.items():
+            if browser.comments > comments:
+                heard_s[browser] = (browser.comments, trio.current_time())
+            assert trio.current_time() <= since_s + 16 + 1.3
+
+    assert len(heard_s) > 50
+
+
+async def test_who_was_ahead_of_the_hub_has_its_heartbeat_in_time(autojump_clock, make_world):
+    """It goes live without having been written to for long, and among others who were just now."""
+    world = await make_world(heartbeat_interval_s=15)
+    await world.open()
+    world.publish(1, 2)
+    ahead = world.connect("1-0")
+    await world.settle()
+    assert ahead.told == ["2-0 n2"]
+    await trio.sleep(13)
+    others = [world.connect() for _ in range(3)]
+    await world.settle()
+    assert ahead.comments == 0
+
+    await world.deliver()  # the hub catches up, and has nothing to send to it
+    await trio.sleep(3)
+
+    assert ahead.comments == 1
+    await trio.sleep(16)
+    assert ahead.comments == 2
+    assert all(browser.comments == 1 for browser in others)
+
+
 async def test_a_heartbeat_finds_out_who_has_gone(autojump_clock, make_world):
     world = await make_world(heartbeat_interval_s=15)
     browser = world.connect()
@@ -382,9 +424,9 @@ async def test_no_heartbeat_cuts_in_on_a_fan_out(autojump_clock, world, yields_o
 
     async def let_its_heartbeat_be_due() -> None:
         autojump_clock.jump(100)
-        for browser in browsers:
-            if browser is not last:  # or the heartbeats yield before they come to it
-                browser.subscriber.last_write_s = trio.current_time()
+        for other in set(live) - {subscriber}:  # or the heartbeats yield before they come to it
+            other.last_write_s = trio.current_time()
+            live[other] = live.pop(other)
 
     world.publish(1)
     async with trio.open_nursery() as nursery:

@@ -607,7 +607,9 @@ rounds = st.tuples(
 @example(True, 1, [([("save",), ("append", 1, 2, 1)], 1, [("go_back", 0, 1)], [], [])])
 @example(True, 1, [([("append", 1, 2, None), ("save",), ("trim", 2)], 1, [("go_back", 0, 1)], [], [])])
 # By the checker: of what was trimmed unread the older state holds a part, and the counters come out even.
-@example(True, 3, [([("append", 1, 1, None), ("save",), ("append", 1, 2, 1)], 4, [("go_back", 0, 1)], [], [])])
+@example(
+    True, 3, [([("append", 1, 1, None), ("save",), ("append", 1, 2, 1)], 4, [("go_back", 0, 1)], [], [])]
+)
 @given(st.booleans(), st.integers(0, 3), st.lists(rounds, min_size=1, max_size=5))
 @settings(max_examples=3000)
 def test_no_proof_hides_a_gap(has_counters, count, story):

@@ -7,6 +7,7 @@ every await each event is either written, or in the window, or in a backlog. Onl
 between live and waiting.
 """
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ class Topic:
         self.added_at_position: int | None = None
         self.opened = False
         self.refused: RedisRefused | None = None
-        # Live subscribers with how to write to them; all others wait and are served by their own task.
+        # Live subscribers with how to write to them, in the order in which each was written to last, fan-outs
+        # left aside; all others wait and are served by their own task.
         self.live: dict[Subscriber, SendNowait] = {}
         self.waiting: set[Subscriber] = set()
         # The live ones as two lists, made anew after a change.
@@ -249,14 +251,43 @@ class Topic:
             else:
                 self.fall_behind(subscriber, memoryview(data)[sent:])
 
+    # -- heartbeats
+
+    def due(self, before_s: float) -> "list[Subscriber]":
+        """Live ones that were last written to before that, fan-outs left aside. Looks at no others: at
+        thousands of them each would be a cache miss, at every look."""
+        due: list[Subscriber] = []
+        for subscriber in self.live:
+            if subscriber.last_write_s > before_s:
+                break
+            due.append(subscriber)
+        return due
+
+    def write_heartbeat(self, subscriber: "Subscriber") -> None:
+        send_nowait = self.live[subscriber] = self.live.pop(subscriber)  # behind all the others
+        try:
+            sent = send_nowait(_HEARTBEAT_CHUNK)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            subscriber.disconnect()
+            return
+        if sent != len(_HEARTBEAT_CHUNK):
+            self.fall_behind(subscriber, memoryview(_HEARTBEAT_CHUNK)[sent:])
+
     # -- the subscribers' side
 
-    def go_live(self, subscriber: "Subscriber", send_nowait: SendNowait) -> None:
+    def go_live(self, subscriber: "Subscriber", send_nowait: SendNowait) -> bool:
+        """Whether it is live now, or was. If not, it is owed a heartbeat first: its next one must not be due
+        before those of the others."""
         if subscriber in self.live:
-            return
+            return True
+        if subscriber.last_write_s < self._hub.looked_before_s:
+            return False
         self.waiting.discard(subscriber)
         self.live[subscriber] = send_nowait
         self._order = None
+        return True
 
     def leave_live(self, subscriber: "Subscriber") -> None:
         """From here on its own task sends what comes. What was published so far has been written to it,
@@ -292,6 +323,7 @@ class Hub:
         self.replays = trio.CapacityLimiter(REPLAYS_AT_ONCE)
         self.surveys = trio.CapacityLimiter(SURVEYS_AT_ONCE)
         self.draining = False
+        self.looked_before_s = -math.inf  # the last but one time, for whose heartbeat is due
         self.clients = 0
         self.events = 0
         self.deliveries = 0
@@ -474,9 +506,11 @@ class Hub:
 
     async def _beat(self) -> None:
         interval_s = self.settings.heartbeat_interval_s
+        looked_s = -math.inf
         while True:
             await trio.sleep(interval_s / LOOKS_PER_INTERVAL)
-            due_before_s = trio.current_time() - interval_s
+            self.looked_before_s, looked_s = looked_s, trio.current_time()
+            due_before_s = looked_s - interval_s
             until_yield = WRITES_BETWEEN_YIELDS
             flush_limited_logs()
             self._forget_lingering()
@@ -487,13 +521,13 @@ class Hub:
                         subscriber.wake()
                 if topic.last_fanout_s > due_before_s:
                     continue
-                for subscriber, send_nowait in list(topic.live.items()):
-                    if subscriber.last_write_s > due_before_s or subscriber not in topic.live:
+                for subscriber in topic.due(due_before_s):
+                    if subscriber not in topic.live:
                         continue
                     if topic.fanning_out:
                         break
                     subscriber.last_write_s = trio.current_time()
-                    self._write_heartbeat(topic, subscriber, send_nowait)
+                    topic.write_heartbeat(subscriber)
                     until_yield -= 1
                     if not until_yield:
                         until_yield = WRITES_BETWEEN_YIELDS
@@ -507,18 +541,6 @@ class Hub:
             if left_s >= left_before_s:
                 return
             self.forget(topic)
-
-    @staticmethod
-    def _write_heartbeat(topic: Topic, subscriber: "Subscriber", send_nowait: SendNowait) -> None:
-        try:
-            sent = send_nowait(_HEARTBEAT_CHUNK)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            subscriber.disconnect()
-            return
-        if sent != len(_HEARTBEAT_CHUNK):
-            topic.fall_behind(subscriber, memoryview(_HEARTBEAT_CHUNK)[sent:])
 
     # -- draining
 

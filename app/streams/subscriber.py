@@ -452,12 +452,13 @@ class Subscriber:
             else:
                 assert self._wire is not None
                 send_nowait = self._wire.send_nowait
-                # `>=`: a client may be ahead of the hub, if it comes from an instance that reads faster.
-                if send_nowait is not None and topic.position >= self.position:
-                    topic.go_live(
-                        self, send_nowait
-                    )  # or still is: it was the client that had something to say
-                await self._wait_woken()
+                # Not while it is ahead of the hub, as who comes from an instance that reads faster. It may be
+                # live still: it was the client that had something to say.
+                is_ahead = topic.position < self.position
+                if send_nowait is None or is_ahead or topic.go_live(self, send_nowait):
+                    await self._wait_woken()
+                else:
+                    self.owes_heartbeat = True
         raise ClientGone("disconnected")
 
     async def _wait_woken(self) -> None:
