@@ -123,6 +123,7 @@ class LogOutput:
             self._send()
             if self._sent_bytes == before:
                 time.sleep(_RETRY_S)
+        self._send()  # who wrote a line while this one held the lock has left it
         if self.lost:
             self._told_lost()
 

@@ -89,6 +89,40 @@ def test_a_pipe_that_nobody_reads_halts_nobody_and_is_caught_up_with(
     assert os.read(pipe[0], 100) == b"next\n"
 
 
+class WritesBeforeRelease:
+    """A lock within which, at its last moment, somebody else writes a line: as the thread ends."""
+
+    def __init__(self, output: LogOutput) -> None:
+        self._lock, self._output = threading.Lock(), output
+
+    def acquire(self, blocking: bool = True) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        if not self._output._waiting:
+            self._output.write(b"late\n")
+        self._lock.release()
+
+
+def test_a_line_that_comes_as_the_thread_ends_does_not_wait_for_the_next(
+    output: LogOutput, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_lock", WritesBeforeRelease(output))
+    count = PIPE_BYTES // len(LINE) + 10
+    for number in range(count):
+        output.write(numbered(number))
+
+    expected = b"".join(map(numbered, range(count)))
+    assert read_some(pipe[0], len(expected) + len(b"late\n")) == expected + b"late\n"
+    wait_until(lambda: not senders(), "the thread is gone", SOON_S)
+
+
 def test_what_is_too_much_is_counted_and_told(pipe: tuple[int, int]) -> None:
     told: list[int] = []
     output = LogOutput(pipe[1], lambda: told.append(output.take_lost()))

@@ -52,7 +52,7 @@ LINGERING_LIMIT_TOPICS: Final = 1024
 BYTES_PER_MB: Final = 1_000_000
 # Of the drain time; the rest is for the last ones to take their goodbye.
 DRAIN_SLOTS_SHARE: Final = 0.7
-# The heartbeat task looks at everyone this often in one interval, so a silent stream waits at most 1/15
+# The heartbeat task looks this often in one interval for whose is due, so a silent stream waits at most 1/15
 # longer.
 LOOKS_PER_INTERVAL: Final = 15
 
