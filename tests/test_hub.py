@@ -378,6 +378,55 @@ async def test_each_silent_stream_has_a_time_of_its_own(autojump_clock, make_wor
     assert len(heard_s) > 50
 
 
+@pytest.mark.parametrize("asgi", KINDS)
+async def test_a_heartbeat_is_due_when_the_last_event_is_an_interval_ago(autojump_clock, make_world, asgi):
+    world = await make_world(heartbeat_interval_s=15)
+    browser = world.connect(asgi=asgi)
+    await world.settle()
+    for _ in range(5):
+        await trio.sleep(10.5)
+        await world.publish_and_deliver(1 + len(browser.told))
+        before = browser.comments
+        await trio.sleep(14)
+        assert browser.comments == before
+        await trio.sleep(2.5)
+        assert browser.comments == before + 1
+
+
+async def test_who_watches_nothing_is_looked_at_no_more(autojump_clock, make_world):
+    world = await make_world(heartbeat_interval_s=15)
+    for number in range(50):
+        browser = world.connect(topic=f"t{number}")
+        await trio.sleep(1)
+        browser.socket.close()
+        await trio.sleep(1)
+
+    looks = world.hub._looks_ahead
+    assert len(looks) == hub_module.LOOKS_PER_INTERVAL + 1
+    assert set().union(*looks) == set()
+
+
+async def test_a_look_touches_only_topics_that_are_due(autojump_clock, make_world, monkeypatch):
+    looked_at = Counter()
+    take_due = Hub._take_due
+
+    def counted(self, topic, before_s):
+        looked_at[topic.name] += 1
+        return take_due(self, topic, before_s)
+
+    monkeypatch.setattr(Hub, "_take_due", counted)
+    world = await make_world(heartbeat_interval_s=15)
+    browsers = [world.connect(topic=f"t{number}") for number in range(50)]
+    await world.settle()
+
+    for _ in range(20):
+        await trio.sleep(15)
+        heard = [browser.comments for browser in browsers]
+
+    assert min(heard) >= 18
+    assert max(looked_at.values()) <= 2 * 20
+
+
 async def test_who_was_ahead_of_the_hub_has_its_heartbeat_in_time(autojump_clock, make_world):
     """It goes live without having been written to for long, and among others who were just now."""
     world = await make_world(heartbeat_interval_s=15)

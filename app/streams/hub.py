@@ -8,6 +8,7 @@ between live and waiting.
 """
 
 import math
+from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Topic:
 
     __slots__ = (
         "_hub", "_order", "added_at_position", "epoch", "fanning_out", "is_watched", "key",
-        "last_fanout_s", "live", "name", "opened", "position", "refused", "waiting", "window",
+        "last_fanout_s", "live", "look", "name", "opened", "position", "refused", "waiting", "window",
     )  # fmt: skip
 
     def __init__(self, hub: "Hub", name: str, *, is_watched: bool) -> None:
@@ -110,6 +111,7 @@ class Topic:
         self.window = Window(BEGINNING, 0, hub.budget)
         self.fanning_out = False
         self.last_fanout_s = 0.0
+        self.look: set[Topic] | None = None  # the one that comes to it, where there is a client
 
     def open(self, page: Page) -> None:
         """Start from where the stream stands."""
@@ -253,16 +255,6 @@ class Topic:
 
     # -- heartbeats
 
-    def due(self, before_s: float) -> "list[Subscriber]":
-        """Live ones that were last written to before that, fan-outs left aside. Looks at no others: at
-        thousands of them each would be a cache miss, at every look."""
-        due: list[Subscriber] = []
-        for subscriber in self.live:
-            if subscriber.last_write_s > before_s:
-                break
-            due.append(subscriber)
-        return due
-
     def write_heartbeat(self, subscriber: "Subscriber") -> None:
         send_nowait = self.live[subscriber] = self.live.pop(subscriber)  # behind all the others
         try:
@@ -323,7 +315,10 @@ class Hub:
         self.replays = trio.CapacityLimiter(REPLAYS_AT_ONCE)
         self.surveys = trio.CapacityLimiter(SURVEYS_AT_ONCE)
         self.draining = False
-        self.looked_before_s = -math.inf  # the last but one time, for whose heartbeat is due
+        # When it was looked last for whose heartbeat is due, and the last time but one.
+        self._looked_s = self.looked_before_s = 0.0
+        # The topics to be looked at then, from the next look on.
+        self._looks_ahead: deque[set[Topic]] = deque(set() for _ in range(LOOKS_PER_INTERVAL + 1))
         self.clients = 0
         self.events = 0
         self.deliveries = 0
@@ -359,6 +354,7 @@ class Hub:
         )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self._looked_s = trio.current_time()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self.tails.run)
@@ -384,6 +380,8 @@ class Hub:
         elif self._lingering.pop(topic, None) is not None:
             self.budget.set_idle(topic.window, idle=False)
         topic.waiting.add(subscriber)
+        if topic.look is None:
+            self._look_after(topic, subscriber.last_write_s)
         self.clients += 1
         return topic
 
@@ -411,6 +409,8 @@ class Hub:
             del self._topics[topic.name]
         self._asked_for.discard(topic)
         self._lingering.pop(topic, None)
+        if topic.look is not None:
+            topic.look.discard(topic)
         topic.window.reset(BEGINNING)
         if topic.is_watched:
             self.tails.unwatch(topic)
@@ -504,24 +504,24 @@ class Hub:
 
     # -- heartbeats
 
+    def _look_after(self, topic: Topic, silent_since_s: float) -> None:
+        """Look at the topic as soon as who has been silent since then is owed a heartbeat."""
+        wait_s = silent_since_s + self.settings.heartbeat_interval_s - self._looked_s
+        looks = math.ceil(wait_s * LOOKS_PER_INTERVAL / self.settings.heartbeat_interval_s)
+        topic.look = self._looks_ahead[min(max(looks, 1), len(self._looks_ahead)) - 1]
+        topic.look.add(topic)
+
     async def _beat(self) -> None:
         interval_s = self.settings.heartbeat_interval_s
-        looked_s = -math.inf
         while True:
             await trio.sleep(interval_s / LOOKS_PER_INTERVAL)
-            self.looked_before_s, looked_s = looked_s, trio.current_time()
-            due_before_s = looked_s - interval_s
-            until_yield = WRITES_BETWEEN_YIELDS
+            self.looked_before_s, self._looked_s = self._looked_s, trio.current_time()
             flush_limited_logs()
             self._forget_lingering()
-            for topic in self._all_topics():
-                for subscriber in topic.waiting:
-                    if subscriber.last_write_s <= due_before_s:
-                        subscriber.owes_heartbeat = True
-                        subscriber.wake()
-                if topic.last_fanout_s > due_before_s:
-                    continue
-                for subscriber in topic.due(due_before_s):
+            self._looks_ahead.append(set())
+            until_yield = WRITES_BETWEEN_YIELDS
+            for topic in list(self._looks_ahead.popleft()):
+                for subscriber in self._take_due(topic, self._looked_s - interval_s):
                     if subscriber not in topic.live:
                         continue
                     if topic.fanning_out:
@@ -529,10 +529,37 @@ class Hub:
                     subscriber.last_write_s = trio.current_time()
                     topic.write_heartbeat(subscriber)
                     until_yield -= 1
-                    if not until_yield:
+                    if until_yield <= 0:
                         until_yield = WRITES_BETWEEN_YIELDS
                         await trio.lowlevel.checkpoint()
+                until_yield -= 1
             await trio.lowlevel.checkpoint()
+
+    def _take_due(self, topic: Topic, before_s: float) -> "list[Subscriber]":
+        """Who is live, and was last written to before that; who waits is told. The next look at the topic is
+        when it is the next one's turn."""
+        topic.look = None
+        if not (topic.live or topic.waiting):
+            return []
+        silent_since_s = self._looked_s  # as of those whose heartbeat goes out now
+        for subscriber in topic.waiting:
+            if subscriber.last_write_s <= before_s:
+                subscriber.owes_heartbeat = True
+                subscriber.wake()
+            else:
+                silent_since_s = min(silent_since_s, subscriber.last_write_s)
+        due: list[Subscriber] = []
+        if topic.last_fanout_s > before_s:
+            silent_since_s = min(silent_since_s, topic.last_fanout_s)
+        else:
+            # No others are looked at: at thousands of them each is a cache miss.
+            for subscriber in topic.live:
+                if subscriber.last_write_s > before_s:
+                    silent_since_s = min(silent_since_s, subscriber.last_write_s)
+                    break
+                due.append(subscriber)
+        self._look_after(topic, before_s if topic.fanning_out else silent_since_s)
+        return due
 
     def _forget_lingering(self) -> None:
         left_before_s = trio.current_time() - self.settings.topic_linger_s
