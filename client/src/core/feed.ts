@@ -32,8 +32,8 @@ export interface Feed {
 /** `tell` is given each event; and nothing, once, where the first position proves nothing of what was before. */
 export function createFeed(platform: Platform, tell: (envelope?: Envelope) => void): Feed {
 	const take = (block: Block): boolean => {
-		const { id, data } = block;
-		const envelope = data === undefined ? undefined : parseEnvelope(data);
+		const { id, data, event } = block;
+		const envelope = data === undefined ? undefined : parseEnvelope(data, event);
 		const isReload = envelope?.event === RELOAD;
 		if (id !== undefined) {
 			if (isReload) {
@@ -68,13 +68,17 @@ export function createFeed(platform: Platform, tell: (envelope?: Envelope) => vo
 	return feed;
 }
 
-/** What cannot be read may have said anything: everything may be stale. */
-function parseEnvelope(data: string): Envelope {
+/**
+ * The `event` of an envelope counts; where the data is none, the block's own name. What has neither may have said
+ * anything: everything may be stale.
+ */
+function parseEnvelope(text: string, name: string | undefined): Envelope {
+	let data: any = text;
 	try {
-		const envelope = JSON.parse(data);
-		if (typeof envelope.event === 'string') return envelope;
+		data = JSON.parse(text);
+		if (typeof data.event === 'string') return data;
 	} catch {
 		// told below
 	}
-	return { event: RELOAD, data: { reason: 'malformed' } };
+	return name ? { event: name, data } : { event: RELOAD, data: { reason: 'malformed' } };
 }
