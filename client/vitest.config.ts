@@ -8,6 +8,9 @@ export default defineConfig({
 		projects: [
 			{ test: { name: 'unit', include: ['test/unit/**/*.test.{ts,tsx}'], environment: 'happy-dom' } },
 			{ test: { name: 'model', include: ['test/model/**/*.test.ts'] } },
+			{ test: { name: 'wpt', include: ['test/contract/wpt.test.ts'] } },
+			// Needs Go, and takes a minute.
+			{ test: { name: 'contract', include: ['test/contract/launchdarkly.test.ts'] } },
 			{ test: { name: 'types', include: ['test/types/**/*.test-d.ts'], typecheck: { enabled: true, only: true } } },
 			{
 				extends: true,

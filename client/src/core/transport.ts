@@ -93,7 +93,7 @@ export function attempt(
 		}
 		const { status, headers, body } = response;
 		const type = headers.get('Content-Type');
-		if (status !== 200 || !type?.startsWith('text/event-stream')) {
+		if (status !== 200 || !/^text\/event-stream\s*(;|$)/i.test(type!)) {
 			return {
 				// 204 is how a server tells an EventSource to stay away.
 				kind: status === 204 || (status > 399 && status < 500 && status !== 429) ? 'refused' : 'failed',
