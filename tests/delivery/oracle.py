@@ -224,6 +224,15 @@ class _Line:
                 return number
         return None
 
+    def remover_by(self, index: int, at_s: float) -> int | None:
+        """The removal that had taken the entry by then; none if a wipe may have done so before."""
+        entry = self.entries[index]
+        if entry.removed_by is None:
+            return None
+        removed_s = self.removals[entry.removed_by].sent_s
+        is_wiped = any(entry.sent_s <= wipe.sent_s <= removed_s for wipe in self.wipes)
+        return None if is_wiped or removed_s > at_s else entry.removed_by
+
     def place(self, id_: StreamId, at_s: float, before: int | None = None) -> int:
         """How many entries lie at or behind a cursor that was received at `at_s`.
 
@@ -471,7 +480,7 @@ def warrant(
 
     start = _Held(base.behind, own=False, made_after_s=connection.opened_s) if held is None else held
     if _unprovable(line, start, item.at_s):  # first, for it spends no cause but that of its own entry
-        return _spend(base, start, removal=line.entries[start.behind - 1].removed_by), []
+        return _spend(base, start, removal=line.remover_by(start.behind - 1, item.at_s)), []
     removals, wipes = _open_removals(line, start, item.at_s), _open_wipes(line, start, item.at_s)
     # Best a wipe that can warrant nothing more to a client at `base`: it may hear of a removal later.
     free = set(wipes) - set(_open_wipes(line, base, math.inf))

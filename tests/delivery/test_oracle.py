@@ -173,6 +173,14 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
             on(Reload(4, "20-0", "trimmed"), cursor="10-0", opened_s=4),
         ],
     ),
+    "nothing to prove continuity by after DEL, then a trim of what came since": (
+        log(1, 3, 4, 7, removals=(trim(3.7, below=4),), wipes=(Wipe(2, 2.1, traceless=True),)),
+        [
+            on(START, event(1)),
+            on(Reload(3.5, "0-9", "trimmed"), cursor="10-0", opened_s=3.4),
+            on(Reload(4.5, "40-0", "trimmed"), event(7), cursor="0-9", opened_s=4.4),
+        ],
+    ),
     "nothing to prove continuity by, then a removal behind that": (
         log(1, 2, 4, 5, removals=(trim(2.5, below=3), Removal(5.2, 5.3, ids=frozenset({(50, 0)})))),
         [on(START, event(1), *(Reload(5.4, at, "trimmed") for at in ("20-0", "40-0", "50-0")))],
