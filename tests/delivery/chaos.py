@@ -28,7 +28,7 @@ SERVER_ARGV = (
     *(sys.executable, "-m", "tests.delivery.launch", "serve"),
     *("--host", "127.0.0.1", "--port", "{port}", "--workers", "{workers}"),
 )
-DRAIN_S = 0.3
+DRAIN_S = 0.6  # with less, whoever has to wait for a busy machine is cut before its goodbye
 BACKLOG_LIMIT_EVENTS = 40
 # Small limits, so that a round of a second meets them: replay goes to Redis page by page, a flood leaves the
 # window, a stalled client overflows or gets stuck.
