@@ -5,13 +5,13 @@
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, request as httpRequest, type Server, type ServerResponse } from 'node:http';
 import { createServer as createTcpServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { type Browser, type BrowserContext, chromium, type Page } from 'playwright-core';
+import { type Browser, type BrowserContext, type BrowserServer, chromium, type Page } from 'playwright-core';
 import { createClient } from 'redis';
 import { build } from 'vite';
 import type { PageConfig } from './page/main.js';
@@ -106,6 +106,47 @@ export class Service {
 	}
 }
 
+/** Of the process `root` and of all below it, in Linux's own account of them. */
+function family(root: number): number[] {
+	const parents = new Map<number, number>();
+	for (const name of readdirSync('/proc')) {
+		if (!/^\d+$/.test(name)) continue;
+		try {
+			// The name of a program, in brackets, may hold anything; after it come the state and the parent.
+			const [, parent] = readFileSync(`/proc/${name}/stat`, 'utf8').split(') ').at(-1)!.split(' ');
+			parents.set(Number(name), Number(parent));
+		} catch {
+			// It has ended meanwhile.
+		}
+	}
+	const found = [root];
+	for (const pid of found) for (const [child, parent] of parents) if (parent === pid) found.push(child);
+	return found;
+}
+
+/** Stops a program and everything that it started, as a lid that is closed does. Returns what lets them run on. */
+export function suspend(root: number): () => void {
+	const stopped = new Set<number>();
+	const signal = (pid: number, name: NodeJS.Signals) => {
+		try {
+			process.kill(pid, name);
+		} catch {
+			// It has ended meanwhile.
+		}
+	};
+	// Until there is none that was started meanwhile.
+	for (let count = -1; count < stopped.size; ) {
+		count = stopped.size;
+		for (const pid of family(root)) {
+			if (!stopped.has(pid)) signal(pid, 'SIGSTOP');
+			stopped.add(pid);
+		}
+	}
+	return () => {
+		for (const pid of stopped) signal(pid, 'SIGCONT');
+	};
+}
+
 const answers = async (url: string): Promise<boolean> => {
 	try {
 		return (await fetch(url)).status < 500;
@@ -119,11 +160,10 @@ export type Proxying = 'passing' | 'holding';
 
 let pageFolder: Promise<string> | undefined;
 
-/** Built once for all tests of a file. */
+/** Built once for all tests of a file; removed with its world. */
 function buildPage(): Promise<string> {
 	pageFolder ??= (async () => {
 		const outDir = mkdtempSync(join(tmpdir(), 'stalecast-page-'));
-		process.on('exit', () => rmSync(outDir, { recursive: true, force: true }));
 		await build({
 			configFile: false,
 			logLevel: 'error',
@@ -151,6 +191,9 @@ export class World {
 	beforeAnswer: (page: string, item: string) => Promise<void> | void = () => {};
 	/** Which bearer token the application lets through to streams; any, if undefined. */
 	validToken: string | undefined;
+	/** How the site answers a stream, if not by what Stalecast says: as a proxy does that has lost its backend. */
+	refuse: ((response: ServerResponse) => void) | undefined;
+	#browserServer: Promise<BrowserServer> | undefined;
 	#browser: Promise<Browser> | undefined;
 	stalecast!: Service;
 	nginx: Service | undefined;
@@ -162,7 +205,8 @@ export class World {
 	#publisher!: ReturnType<typeof createClient>;
 	#site!: Server;
 	#context: Promise<BrowserContext> | undefined;
-	#proxied = new Set<ServerResponse>();
+	/** Answers that the site passes on, and those of Stalecast that they are of. */
+	#proxied = new Map<ServerResponse, IncomingMessage>();
 
 	async start(settings: Record<string, string> = {}): Promise<void> {
 		const redisPort = await freePort();
@@ -204,6 +248,7 @@ export class World {
 
 	async stop(): Promise<void> {
 		await (await this.#browser)?.close();
+		await (await this.#browserServer)?.close();
 		this.#site?.closeAllConnections();
 		this.#site?.close();
 		await this.nginx?.stop('SIGQUIT');
@@ -211,6 +256,8 @@ export class World {
 		this.#publisher?.destroy();
 		await this.#redis?.stop('SIGTERM');
 		rmSync(this.#folder, { recursive: true, force: true });
+		if (pageFolder) rmSync(await pageFolder, { recursive: true, force: true });
+		pageFolder = undefined;
 	}
 
 	/** nginx in front of Stalecast; called again, it changes how. */
@@ -252,6 +299,7 @@ export class World {
 		this.fetches.length = 0;
 		this.beforeAnswer = () => {};
 		this.validToken = undefined;
+		this.refuse = undefined;
 		if (!this.stalecast.isRunning) await this.stalecast.start(); // an earlier test failed while it was down
 		await waitUntil('no stream is open', async () => (await this.gauge()) === 0);
 		this.topic = `topic-${Math.random().toString(36).slice(2)}`;
@@ -263,7 +311,7 @@ export class World {
 	 */
 	async open(config: Partial<PageConfig> & { name: string }, base = this.stalecastUrl): Promise<Page> {
 		// Promises, not what they bring: pages are opened side by side.
-		this.#browser ??= chromium.launch({
+		this.#browserServer ??= chromium.launchServer({
 			executablePath: CHROMIUM,
 			args: [
 				'--no-sandbox',
@@ -275,11 +323,22 @@ export class World {
 				'--disable-sync',
 			],
 		});
+		this.#browser ??= this.#browserServer.then((server) => chromium.connect(server.wsEndpoint()));
 		this.#context ??= this.#browser.then((browser) => browser.newContext());
 		const page = await (await this.#context).newPage();
 		if (config.hasToken) await page.addInitScript(() => (window.token = () => sessionStorage.getItem('token') ?? 'first'));
 		await page.goto(this.pageUrl(config, base));
 		return page;
+	}
+
+	/** Once a page is open: the process that is Chromium. */
+	async chromiumPid(): Promise<number> {
+		return (await this.#browserServer)!.process().pid!;
+	}
+
+	/** Once a page is open: whether there is a network for Chromium. */
+	async setOffline(isOffline: boolean): Promise<void> {
+		await (await this.#context)!.setOffline(isOffline);
 	}
 
 	pageUrl(config: Partial<PageConfig> & { name: string }, base = this.stalecastUrl): string {
@@ -352,7 +411,16 @@ export class World {
 
 	/** Cut every stream that goes through the site. */
 	cutProxied(): void {
-		for (const response of this.#proxied) response.destroy();
+		for (const response of this.#proxied.keys()) response.destroy();
+	}
+
+	/** Every stream that goes through the site stays open, and nothing comes over it any more: as if a router forgot it. */
+	forgetProxied(): void {
+		for (const [response, answer] of this.#proxied) {
+			answer.unpipe(response);
+			answer.removeAllListeners('error').on('error', () => {});
+			answer.destroy();
+		}
 	}
 
 	#serve(folder: string, request: IncomingMessage, response: ServerResponse): void {
@@ -381,8 +449,9 @@ export class World {
 		if (this.validToken !== undefined && request.headers.authorization !== `Bearer ${this.validToken}`) {
 			return void response.writeHead(401, { 'WWW-Authenticate': 'Bearer' }).end('token expired');
 		}
+		if (this.refuse) return this.refuse(response);
 		const upstream = httpRequest(`${this.stalecastUrl}${request.url}`, { headers: request.headers }, (answer) => {
-			this.#proxied.add(response);
+			this.#proxied.set(response, answer);
 			response.writeHead(answer.statusCode!, answer.headers);
 			response.flushHeaders();
 			answer.pipe(response);
