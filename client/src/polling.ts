@@ -54,19 +54,21 @@ export interface Source {
 const PROOF_MS = 1000;
 const PROBE_LIMIT = 8;
 
-/**
- * `changed` is told of each change of its status; `failed`, of each attempt that did: refused, the source has
- * stopped, otherwise it tries again.
- */
-export function createSource(
-	platform: Platform,
-	url: string,
-	options: SourceOptions,
-	cursor: () => string,
-	receive: (blocks: Block[]) => void,
-	changed: () => void,
-	failed: (outcome: Outcome) => void,
-): Source {
+export interface SourceParts {
+	platform: Platform;
+	url: string;
+	options: SourceOptions;
+	/** Where to go on from; '' for the newest event. */
+	cursor(): string;
+	/** Told of what came, in each piece: nothing in a heartbeat. */
+	receive(blocks: Block[]): void;
+	/** Told of each change of its status. */
+	changed(): void;
+	/** Told of each attempt that failed: refused, the source has stopped, otherwise it tries again. */
+	failed(outcome: Outcome): void;
+}
+
+export function createSource({ platform, url, options, cursor, receive, changed, failed }: SourceParts): Source {
 	const {
 		backoffBaseMs = 1000,
 		backoffCapMs = 30_000,
@@ -83,7 +85,7 @@ export function createSource(
 	/** Undefined while there is no polling. */
 	let pollWorks: boolean | undefined;
 	/** When the stream that stands brought something first. */
-	let firstAt = 0;
+	let firstAt: number | undefined;
 	let retryMs = 0;
 	let failures = 0;
 	/** Streams that were held back on the way, since one came through. */
@@ -109,7 +111,7 @@ export function createSource(
 	/** No stream stands any more. */
 	const lose = () => {
 		isLive = false;
-		firstAt = 0;
+		firstAt = undefined;
 		doubtful();
 	};
 	const tell = (outcome: Outcome) => {
@@ -117,12 +119,17 @@ export function createSource(
 		if (outcome.kind !== 'cut') failed(outcome);
 	};
 
-	const retry = (ms: number) => {
-		retryMs = ms;
+	const parts = {
+		platform,
+		options,
+		cursor,
+		retry: (ms: number) => {
+			retryMs = ms;
+		},
 	};
 	const piece = (blocks: Block[]) => {
-		const now = platform.Date.now();
-		if (!firstAt) {
+		const now = platform.performance.now();
+		if (firstAt === undefined) {
 			// First pieces prove little: many proxies let just those through, with the headers.
 			firstAt = now;
 			doubtful(doubt, doubtMs);
@@ -136,31 +143,41 @@ export function createSource(
 		receive(blocks);
 		if (isLive !== wasLive) changed();
 	};
-	const stream = createConnection(platform, url, options, cursor, piece, retry, (outcome) => {
-		if (firstAt && platform.Date.now() - firstAt >= healthyMs) failures = 0;
-		lose();
-		tell(outcome);
-		if (outcome.kind === 'mute') doubt();
-		changed();
-		const pauseMs = backoffMs(backoffBaseMs, backoffCapMs, failures++, platform.Math.random());
-		const probeAfterMs = pollWorks === undefined ? 0 : backoffMs(probeMs, probeMs * PROBE_LIMIT, muted - 1, 1);
-		return Math.max(pauseMs, probeAfterMs, retryMs);
+	const stream = createConnection({
+		...parts,
+		url,
+		piece,
+		ended(outcome) {
+			if (firstAt !== undefined && platform.performance.now() - firstAt >= healthyMs) failures = 0;
+			lose();
+			tell(outcome);
+			if (outcome.kind === 'mute') doubt();
+			changed();
+			const pauseMs = backoffMs(backoffBaseMs, backoffCapMs, failures++, platform.Math.random());
+			const probeAfterMs = pollWorks === undefined ? 0 : backoffMs(probeMs, probeMs * PROBE_LIMIT, muted - 1, 1);
+			return Math.max(pauseMs, probeAfterMs, retryMs);
+		},
 	});
 
 	const question = url + (url.includes('?') ? '&' : '?') + 'live=false';
-	const polling = createConnection(platform, question, options, cursor, receive, retry, (outcome) => {
-		pollWorks = outcome.kind === 'ended';
-		if (!pollWorks) {
-			tell(outcome);
-			if (!outcome.floorMs && mode === 'auto') {
-				// It is not the stream, then: there is no way to the server at all.
-				stopPolling();
-				stream.wake();
+	const polling = createConnection({
+		...parts,
+		url: question,
+		piece: receive,
+		ended(outcome) {
+			pollWorks = outcome.kind === 'ended';
+			if (!pollWorks) {
+				tell(outcome);
+				if (!outcome.floorMs && mode === 'auto') {
+					// It is not the stream, then: there is no way to the server at all.
+					stopPolling();
+					stream.wake();
+				}
 			}
-		}
-		changed();
-		// Up to a quarter more: tabs and browsers that began together shall not stay together.
-		return pollMs * (1 + platform.Math.random() / 4);
+			changed();
+			// Up to a quarter more: tabs and browsers that began together shall not stay together.
+			return pollMs * (1 + platform.Math.random() / 4);
+		},
 	});
 
 	const start = () => {

@@ -1,8 +1,8 @@
 /** A line to the server: one attempt after another, with pauses between them, until it is stopped. */
 
 import type { Block } from './parser.js';
-import { createTimer, type Platform } from './platform.js';
-import { attempt, DEFAULT_SILENCE_MS, type Outcome, type TransportOptions } from './transport.js';
+import { createTimer } from './platform.js';
+import { attempt, DEFAULT_SILENCE_MS, type Outcome, type Request } from './transport.js';
 
 export interface Connection {
 	start(): void;
@@ -18,19 +18,18 @@ export interface Connection {
 /** A server that asks for more is either wrong or away for good. */
 const PAUSE_LIMIT_MS = 3_600_000;
 
-/**
- * `cursor` is asked at each attempt, `ended` after it: it returns how long to wait before the next, in
- * milliseconds, if the server does not ask for more; and it may stop the line. `piece` and `retry`: as an attempt's.
- */
-export function createConnection(
-	platform: Platform,
-	url: string,
-	options: TransportOptions,
-	cursor: () => string,
-	piece: (blocks: Block[]) => void,
-	retry: (ms: number) => void,
-	ended: (outcome: Outcome) => number,
-): Connection {
+export interface Line extends Request {
+	/** Asked at each attempt. */
+	cursor(): string;
+	/**
+	 * Told after each. It returns how long to wait before the next, in milliseconds, if the server does not ask for
+	 * more; and it may stop the line.
+	 */
+	ended(outcome: Outcome): number;
+}
+
+export function createConnection({ cursor, ended, ...request }: Line): Connection {
+	const { platform, options } = request;
 	let turn: object | undefined;
 	/** Ends the attempt or the pause that is under way. */
 	let skip = () => {};
@@ -39,18 +38,18 @@ export function createConnection(
 
 	const run = async (mine: object) => {
 		const pause = createTimer(platform);
-		const heard = (blocks: Block[]) => {
-			wakeAt = platform.Date.now() + (options.silenceMs ?? DEFAULT_SILENCE_MS) / 2;
-			piece(blocks);
+		const piece = (blocks: Block[]) => {
+			wakeAt = platform.performance.now() + (options.silenceMs ?? DEFAULT_SILENCE_MS) / 2;
+			request.piece(blocks);
 		};
 		while (turn === mine) {
 			const controller = new AbortController();
 			skip = () => controller.abort({ kind: 'cut' });
 			wakeAt = Infinity;
-			const outcome = await attempt(platform, url, cursor(), options, controller, heard, retry);
+			const outcome = await attempt({ ...request, lastEventId: cursor(), controller, piece });
 			if (turn !== mine) return;
 			const { kind, floorMs = 0 } = outcome;
-			wakeAt = platform.Date.now() + floorMs;
+			wakeAt = platform.performance.now() + floorMs;
 			await new Promise<void>((resolve) => {
 				skip = resolve;
 				const pauseMs = Math.max(ended(outcome), floorMs);
@@ -71,7 +70,7 @@ export function createConnection(
 			skip();
 		},
 		wake() {
-			if (platform.Date.now() >= wakeAt) skip();
+			if (platform.performance.now() >= wakeAt) skip();
 		},
 	};
 }

@@ -11,11 +11,14 @@ export interface Platform {
 	fetch(url: string, init: RequestInit): Promise<Response>;
 	setTimeout(run: () => void, ms?: number): unknown;
 	clearTimeout(timer: unknown): void;
-	/** Every tab of a browser reads the same clock. */
+	/** Every tab of a browser reads the same clock; but it may be set, so no duration is measured by it. */
 	Date: { now(): number };
 	Math: { random(): number };
-	/** `timeOrigin`: when this page was navigated to; it has fetched nothing before. */
-	performance: { readonly timeOrigin: number };
+	/**
+	 * `now`: milliseconds by a clock that nobody sets. It may stand still while the machine sleeps.
+	 * `timeOrigin`: when this page was navigated to; it has fetched nothing before.
+	 */
+	performance: { readonly timeOrigin: number; now(): number };
 	document?: undefined | { readonly baseURI: string; readonly hidden: boolean };
 	navigator?: undefined | { readonly onLine?: boolean; readonly locks?: Pick<LockManager, 'request'> };
 	BroadcastChannel?: undefined | (new (name: string) => Channel);

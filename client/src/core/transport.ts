@@ -50,21 +50,26 @@ export interface TransportOptions {
 
 export const DEFAULT_SILENCE_MS = 30_000;
 
-/**
- * Never rejects. To cut it, abort `controller` with an outcome as the reason.
- *
- * `piece` is told of each piece that arrived, with the blocks that it completed: none in a heartbeat. `retry`, of
- * each `retry:`, in milliseconds.
- */
-export function attempt(
-	platform: Platform,
-	url: string,
-	lastEventId: string,
-	options: TransportOptions,
-	controller: AbortController,
-	piece: (blocks: Block[]) => void,
-	retry: (ms: number) => void,
-): Promise<Outcome> {
+/** What is asked, and who is told what comes. */
+export interface Request {
+	platform: Platform;
+	url: string;
+	options: TransportOptions;
+	/** Told of each piece that arrived, with the blocks that it completed: none in a heartbeat. */
+	piece(blocks: Block[]): void;
+	/** Told of each `retry:`, in milliseconds. */
+	retry(ms: number): void;
+}
+
+export interface Attempt extends Request {
+	/** '' for none. */
+	lastEventId: string;
+	/** To cut it, abort this with an outcome as the reason. */
+	controller: AbortController;
+}
+
+/** Never rejects. */
+export function attempt({ platform, url, lastEventId, options, controller, piece, retry }: Attempt): Promise<Outcome> {
 	const { headers: source, credentials, muteAfterMs = 8000, silenceMs = DEFAULT_SILENCE_MS } = options;
 	const { signal } = controller;
 	const deadline = createTimer(platform);

@@ -94,7 +94,7 @@ export function createTabs(
 			tell({ blocks: fresh });
 		}
 	};
-	const source = createSource(platform, url, options, () => feed.cursor, receive, changed, failed);
+	const source = createSource({ platform, url, options, cursor: () => feed.cursor, receive, changed, failed });
 
 	const stop = () => {
 		source.stop();

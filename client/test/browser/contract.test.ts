@@ -17,7 +17,7 @@ describe.skipIf(isLacking())('frames of a running server', () => {
 		const url = `${world.stalecastUrl}/v1/sse/${world.topic}`;
 		const options = { muteAfterMs: 8000, silenceMs: 45_000 };
 		// A cursor that no stream has: the first frame is a reload_required.
-		const outcome = attempt(globalThis, url, '1-1', options, stop, piece, () => {});
+		const outcome = attempt({ platform: globalThis, url, lastEventId: '1-1', options, controller: stop, piece, retry: () => {} });
 		await waitUntil('the stream stands', () => blocks.length > 0);
 		for (const id of ['seven', 'sieben ☃', 7, -(2 ** 53 - 1)]) {
 			await world.publish({ event: 'argument_updated', data: { id, reason: 'edited "so"\n' } });

@@ -29,12 +29,12 @@ export function read(url: string, options: ReaderOptions, platform: Platform = g
 	const { lastEventId, hear, fail = () => {} } = options;
 	const feed = createFeed(platform, () => {});
 	if (lastEventId) feed.begin(lastEventId);
-	const source = createSource(
+	const source = createSource({
 		platform,
 		url,
 		options,
-		() => feed.cursor,
-		(blocks) => {
+		cursor: () => feed.cursor,
+		receive(blocks) {
 			// One after another: each is told with the position that it led to.
 			for (const block of blocks) {
 				for (const { data, event = 'message' } of feed.receive([block])) {
@@ -42,9 +42,9 @@ export function read(url: string, options: ReaderOptions, platform: Platform = g
 				}
 			}
 		},
-		() => {},
-		fail,
-	);
+		changed() {},
+		failed: fail,
+	});
 	source.start();
 	return source;
 }

@@ -396,7 +396,7 @@ export class Tab {
 			clearTimeout: (timer) => clock.clear(timer),
 			Date: { now: () => clock.now },
 			Math: { random },
-			performance: { timeOrigin: clock.now },
+			performance: { timeOrigin: clock.now, now: () => clock.now },
 			document: {
 				baseURI: 'https://stalecast.test/',
 				get hidden() {

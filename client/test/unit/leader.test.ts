@@ -44,7 +44,7 @@ function start(changes: Partial<Platform> = {}) {
 			return stream.response;
 		},
 		{
-			performance: { timeOrigin: 1_600_000_000_000 },
+			performance: { timeOrigin: 1_600_000_000_000, now: () => performance.now() },
 			navigator: { locks: { request } as unknown as LockManager },
 			BroadcastChannel: Channel,
 			...changes,

@@ -19,7 +19,7 @@ function run(answer: Answer, options: Partial<TransportOptions> = {}, lastEventI
 	};
 	const retry = (ms: number) => retries.push(ms);
 	const settings = { ...OPTIONS, ...options };
-	const outcome = attempt(testPlatform(answer), '/s', lastEventId, settings, stop, piece, retry);
+	const outcome = attempt({ platform: testPlatform(answer), url: '/s', lastEventId, options: settings, controller: stop, piece, retry });
 	return { blocks, retries, outcome, stop, pieces: () => pieces };
 }
 
