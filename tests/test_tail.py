@@ -563,6 +563,49 @@ async def test_one_topics_loss_is_no_other_topics(tails, watch, writer):
     await other.wait_delivered(at(1))
 
 
+async def test_what_a_read_under_way_brings_is_not_for_who_watches_the_key_anew(tails, watch, writer):
+    """The last client has left, and the next one come; to judge its new topic by what was read behind the
+    position of the one before is to see a loss that never was."""
+    await watch(tails, "b")
+    add(writer, "a", 1, 2, 3)
+    before = await watch(tails, "a")
+    (group,) = tails._groups
+    await wait_for(lambda: group.reading)
+
+    add(writer, "a", 4)  # the reply is here, and nobody has looked at it
+    tails.unwatch(before)
+    topic = Watched("a")
+    topic.position, topic.epoch, topic.added_at_position = at(4), before.epoch, before.added_at_position
+    topic.added_at_position = before.added_at_position and before.added_at_position + 1
+    tails.watch(topic)
+
+    await topic_goes_on(topic, writer, 5, 6)
+    assert (topic.losses, topic.rewinds, before.delivered) == ([], [], [])
+    assert writer.xlen(stream_key("a")) == 6
+
+
+async def test_a_topic_that_is_watched_anew_has_no_mark_of_the_one_before(
+    needs_real_server, tails, watch, writer
+):
+    """Or its own rollback would be taken for one that is marked."""
+    await watch(tails, "b")
+    add(writer, "a", 1, 2, 3)
+    topic = await watch(tails, "a")
+    (group,) = tails._groups
+    group._marks[topic.key] = at(2)
+    tails.unwatch(topic)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    await topic.wait_delivered(*add(writer, "a", 4))
+    group._marks[topic.key] = at(2)
+    tails.unwatch(topic)
+
+    topic = await watch(tails, "a")
+    await go_back(writer, tails, "a", dump)
+
+    await wait_for(lambda: topic.delivered == [StreamId(4, MARK_SEQ)], SOON_S)
+
+
 # -- a stream that went back
 
 

@@ -172,7 +172,7 @@ class Tails:
             self._nursery.start_soon(group.run)
         elif group is None:
             group = min(self._groups, key=lambda group: len(group.topics))
-        group.topics[topic.key] = topic
+        group.add(topic)
         self._group_of[topic.key] = group
         self._wake(group)
 
@@ -256,6 +256,7 @@ class Group:
         self.reading = False
         self.stale = False  # the read under way does not name the current topics
         self.recheck_wanted = False
+        self._added: set[str] = set()  # topics since the last read began
         self._recent: list[str] = []  # topics that had events last, newest first
         self._has_read = False
         self._tails = tails
@@ -273,6 +274,13 @@ class Group:
     @property
     def is_away(self) -> bool:
         return not self.connected and trio.current_time() > self._away_since_s + AWAY_AFTER_S
+
+    def add(self, topic: Tailed) -> None:
+        self.topics[topic.key] = topic
+        # What is known of the key, and what a read under way brings, is of one that was watched before.
+        self._added.add(topic.key)
+        self._marks.pop(topic.key, None)
+        self._resting.pop(topic.key, None)
 
     def reconnect(self) -> None:
         self._reconnect_wanted = True
@@ -379,6 +387,7 @@ class Group:
         probed = [] if self._cuts else self._likely_next(topics)
         probes = [snapshot_command(key) for key in probed]
         self.stale, self.reading = False, True
+        self._added.clear()
         try:
             reply, epoch_reply, *infos = await self._call(
                 connection, read, EPOCH_COMMAND, *probes, blocked_s=block_ms / 1000
@@ -444,7 +453,7 @@ class Group:
         undecided: dict[str, list[Entry]] = {}
         for key, entries in streams.items():
             topic = self.topics.get(key)
-            if topic is None:
+            if topic is None or key in self._added:
                 continue
             stream = parse_snapshot(proofs[key], epoch)
             continuity = self._judge(topic, entries, stream)
@@ -459,7 +468,7 @@ class Group:
         """More came between the read and its proof, so the counters do not decide. What came is read together
         with a proof of its own, and they do, unless they are not known or it is too much for one reply. Then
         what the stream holds from the last position to the end of the read does."""
-        topics = [self.topics[key] for key in undecided if key in self.topics]
+        topics = [self.topics[key] for key in undecided if key in self.topics and key not in self._added]
         asked: list[_Asked] = []
         count = self._count()
         for topic in topics:

@@ -370,10 +370,11 @@ def _held_at(line: _Line, item: Position | Reload, rest: Sequence[Item], made_af
     numbers = (later.n for later in rest if isinstance(later, Event))
     behind = line.place(id_, item.at_s, before=line.index.get(next(numbers, -1)))
     own = behind > 0 and line.ids[behind - 1] == id_
-    # A server that has yet to hear of a wipe hands out positions from before it.
+    # A server that has yet to hear of a wipe hands out positions from before it; also to who is told that its
+    # cursor is none.
     if own:
         made_after_s = line.sent_s[behind - 1]
-    elif isinstance(item, Position):
+    elif isinstance(item, Position) or item.reason == "invalid_id":
         made_after_s = -math.inf
     return _Held(behind, own, made_after_s, before_first=id_[0] == 0, at_mark=id_ in line.marks)
 

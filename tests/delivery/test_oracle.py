@@ -113,6 +113,10 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
         log(1, 3, wipes=(wipe(1.5),)),
         [on(Position(2, "10-0"), Reload(2.1, "0-8", "trimmed"), event(3), opened_s=1.9)],
     ),
+    "wiped, and the server told of a wrong cursor before it heard of it": (
+        log(3, wipes=(wipe(1.5),)),
+        [on(Reload(2, "0-7", "invalid_id"), Reload(3.1, "30-0", "trimmed"), cursor="x", opened_s=1.9)],
+    ),
     "two wipes, two reloads": (
         log(1, 4, wipes=(wipe(1.5), wipe(2.5))),
         [on(START, event(1), Reload(1.7, "0-8", "trimmed"), Reload(2.7, "0-9", "trimmed"), event(4))],
