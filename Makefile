@@ -50,9 +50,10 @@ test-pythons: $(VENV)/.dev ## the suite and the delivery checker under every oth
 fuzz: $(VENV)/.dev ## 100,000 connections of HTTP/1.1 and 20,000 of HTTP/2 that nobody would make: HTTP1=, HTTP2=, SEED=
 	$(BIN)/python -m tests.fuzz --http1 $(or $(HTTP1),100000) --http2 $(or $(HTTP2),20000) $(if $(SEED),--seed $(SEED))
 
-soak: $(VENV)/.dev client/node_modules/.package-lock.json ## the delivery checker and the model of tabs for long: ROUNDS=2000
+soak: $(VENV)/.dev client/node_modules/.package-lock.json ## the delivery checker and the model of tabs for long, and a browser that sleeps for a minute: ROUNDS=2000
 	$(BIN)/python -m tests.delivery --rounds $(or $(ROUNDS),2000)
 	cd client && MODEL_RUNS=$$(( $(or $(ROUNDS),2000) * 20 )) npx vitest run --project model
+	cd client && SLEEP_MS=60000 npx vitest run --project browser test/browser/outage.test.ts
 
 bench: $(VENV)/.bench bench-peers ## Stalecast beside what else one could use (about an hour, best on an idle machine)
 	$(BIN)/python -m bench all --plot
