@@ -7,10 +7,11 @@
  * stream is tried again, ever more rarely, until it is seen to come through as it is sent.
  */
 
-import { backoffMs } from './core/backoff.js';
+import { backoffMs, patienceMs } from './core/backoff.js';
 import { createConnection } from './core/connection.js';
 import type { Block } from './core/parser.js';
 import { createTimer, type Platform } from './core/platform.js';
+import { warn } from './core/warn.js';
 import type { Outcome, TransportOptions } from './core/transport.js';
 
 /** `auto` changes to polling and back by itself; the others force one. */
@@ -26,6 +27,11 @@ export interface SourceOptions extends TransportOptions {
 	backoffBaseMs?: number | undefined;
 	/** Last ceiling, in ms. Default: 30000. */
 	backoffCapMs?: number | undefined;
+	/**
+	 * Asked about each attempt that failed: true tries again, false gives up until `reconnect()`, undefined leaves it to
+	 * the default, which gives up after 204, and after 401 with fresh headers too.
+	 */
+	shouldRetry?: ((outcome: Outcome) => boolean | undefined) | undefined;
 	/** A stream that stood this long ends the memory of earlier failures, in ms. Default: 10000. */
 	healthyMs?: number | undefined;
 	/**
@@ -46,13 +52,21 @@ export interface Source {
 	stop(): void;
 	/** If it is running: cut what stands, and try at once, from the cursor as it is now. */
 	restart(): void;
-	/** As a connection's. */
+	/** Something happened that makes an attempt promising, or a stream doubtful: see a connection's. */
 	wake(): void;
 }
 
 /** What comes this long after the first piece was not held back with it. */
 const PROOF_MS = 1000;
 const PROBE_LIMIT = 8;
+
+/** Whoever refuses is asked ever more rarely, up to this, in ms: a router forgets a container while it is replaced. */
+const REFUSED_CAP_MS = 300_000;
+
+/** Between two looks at the clocks, in ms. */
+const TICK_MS = 2000;
+/** A look that comes so much later, in ms, comes from a machine that slept, or a page that was held up. */
+const SLEEP_MS = 5000;
 
 export interface SourceParts {
 	platform: Platform;
@@ -64,7 +78,7 @@ export interface SourceParts {
 	receive(blocks: Block[]): void;
 	/** Told of each change of its status. */
 	changed(): void;
-	/** Told of each attempt that failed: refused, the source has stopped, otherwise it tries again. */
+	/** Told of each attempt that failed: where that is `fatal`, the source has stopped, otherwise it tries again. */
 	failed(outcome: Outcome): void;
 }
 
@@ -91,6 +105,11 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 	/** Streams that were held back on the way, since one came through. */
 	let muted = 0;
 	const doubtful = createTimer(platform);
+	/** When what fails now began to. */
+	let failingSince = 0;
+	const ticker = createTimer(platform);
+	const isOnline = () => platform.navigator?.onLine !== false;
+	let wasOnline = isOnline();
 
 	/** The stream may be held back somewhere. */
 	const doubt = () => {
@@ -115,8 +134,49 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 		doubtful();
 	};
 	const tell = (outcome: Outcome) => {
-		if (outcome.kind === 'refused') stop();
-		if (outcome.kind !== 'cut') failed(outcome);
+		if (outcome.kind === 'cut') return;
+		const fatal = !shouldRetry(outcome);
+		if (fatal) stop();
+		failed({ ...outcome, fatal });
+	};
+	const shouldRetry = (outcome: Outcome): boolean => {
+		try {
+			const answer = options.shouldRetry?.(outcome);
+			if (answer !== undefined) return answer;
+		} catch (error) {
+			warn('shouldRetry threw', error);
+		}
+		return outcome.kind !== 'refused' || ![204, 401].includes(outcome.status!);
+	};
+	/** Full jitter where something fails; a refusal stands for a while, so that is half a pause at least. */
+	const pauseAfter = ({ kind }: Outcome): number => {
+		const now = platform.performance.now();
+		if (!failures) failingSince = now;
+		const draw = platform.Math.random();
+		const patience = patienceMs(now - failingSince);
+		const pauseMs = backoffMs(backoffBaseMs, backoffCapMs, failures++, draw);
+		if (kind === 'refused') return (Math.min(REFUSED_CAP_MS, patience) * (1 + draw)) / 2;
+		return Math.min(pauseMs, Math.max(backoffBaseMs, patience));
+	};
+
+	/** The network that stood is gone, or there is another: so are the lines of before, whatever they say. */
+	const wake = (sleptMs = 0) => {
+		const isLost = isOnline() !== wasOnline;
+		wasOnline = isOnline();
+		stream.wake(sleptMs, isLost);
+		polling.wake(sleptMs, isLost);
+		if (isLost) changed();
+	};
+	/** Of the two clocks the one may be set, the other stands still while a machine sleeps. */
+	const tick = () => {
+		const steady = platform.performance.now();
+		const wall = platform.Date.now();
+		ticker(() => {
+			const steadyMs = platform.performance.now() - steady;
+			const standstillMs = Math.max(0, platform.Date.now() - wall - steadyMs);
+			tick();
+			if (steadyMs + standstillMs > TICK_MS + SLEEP_MS || isOnline() !== wasOnline) wake(standstillMs);
+		}, TICK_MS);
 	};
 
 	const parts = {
@@ -151,9 +211,9 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 			if (firstAt !== undefined && platform.performance.now() - firstAt >= healthyMs) failures = 0;
 			lose();
 			tell(outcome);
-			if (outcome.kind === 'mute') doubt();
+			if (outcome.kind === 'mute' && isRunning) doubt();
 			changed();
-			const pauseMs = backoffMs(backoffBaseMs, backoffCapMs, failures++, platform.Math.random());
+			const pauseMs = pauseAfter(outcome);
 			const probeAfterMs = pollWorks === undefined ? 0 : backoffMs(probeMs, probeMs * PROBE_LIMIT, muted - 1, 1);
 			return Math.max(pauseMs, probeAfterMs, retryMs);
 		},
@@ -166,8 +226,12 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 		piece: receive,
 		ended(outcome) {
 			pollWorks = outcome.kind === 'ended';
-			if (!pollWorks) {
+			let pauseMs = 0;
+			if (pollWorks) {
+				failures = 0;
+			} else {
 				tell(outcome);
+				if (outcome.kind === 'refused') pauseMs = pauseAfter(outcome);
 				if (!outcome.floorMs && mode === 'auto') {
 					// It is not the stream, then: there is no way to the server at all.
 					stopPolling();
@@ -176,17 +240,19 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 			}
 			changed();
 			// Up to a quarter more: tabs and browsers that began together shall not stay together.
-			return pollMs * (1 + platform.Math.random() / 4);
+			return Math.max(pauseMs, pollMs * (1 + platform.Math.random() / 4));
 		},
 	});
 
 	const start = () => {
 		isRunning = true;
+		tick();
 		if (mode === 'poll') poll();
 		else stream.start();
 	};
 	const stop = () => {
 		isRunning = false;
+		ticker();
 		stream.stop();
 		stopPolling();
 		lose();
@@ -199,9 +265,9 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 
 	return {
 		get status() {
+			if (!isOnline()) return 'offline';
 			if (isLive) return 'live';
-			if (pollWorks) return 'polling';
-			return platform.navigator?.onLine === false ? 'offline' : 'connecting';
+			return pollWorks ? 'polling' : 'connecting';
 		},
 		get mode() {
 			return mode;
@@ -214,9 +280,6 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 		start,
 		stop,
 		restart,
-		wake() {
-			stream.wake();
-			polling.wake();
-		},
+		wake: () => wake(),
 	};
 }

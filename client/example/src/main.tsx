@@ -40,7 +40,7 @@ async function readCursor(): Promise<{ initialLastEventId?: string }> {
 
 const sse = new SSEClient(`/v1/sse/${TOPIC_ID}`, {
 	...(await readCursor()),
-	pollMs: 2000, // by default 10 s: long, to look on
+	pollMs: 2000, // by default 7 s: long, to look on
 });
 
 bindQueryClient(sse, queryClient, {

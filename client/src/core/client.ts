@@ -4,10 +4,13 @@ import type { Mode } from '../polling.js';
 import { groupName } from '../tabs/channel.js';
 import { createTabs, type Role, type Tabs, type TabsOptions } from '../tabs/leader.js';
 import type { RegisteredEvents } from '../types.js';
+import { note } from './crowd.js';
 import { createFeed, type Envelope, type Feed } from './feed.js';
 import type { Platform } from './platform.js';
-import type { SSEErrorEvent, Status } from './status.js';
+import type { LastError, SSEErrorEvent, Status } from './status.js';
+import { createEvent, createMessage, Target } from './target.js';
 import type { Outcome } from './transport.js';
+import { warn } from './warn.js';
 
 export interface SSEClientOptions extends TabsOptions {
 	/**
@@ -30,9 +33,14 @@ export type EventMap = object;
 /** As `on` passes it. */
 type Handler<D> = (data: D, lastEventId: string) => void;
 
-interface ClientEvents {
+/** Every event there is, told apart by `event`. */
+export type EnvelopeOf<E extends EventMap> = [keyof E] extends [never]
+	? Envelope
+	: { [K in keyof E & string]: { event: K; data: E[K] } }[keyof E & string];
+
+interface ClientEvents<E extends EventMap> {
 	/** Every event, as an envelope. */
-	message: MessageEvent<Envelope>;
+	message: MessageEvent<EnvelopeOf<E>>;
 	error: SSEErrorEvent;
 	/** `status` is another. */
 	statuschange: Event;
@@ -41,19 +49,32 @@ interface ClientEvents {
 	 * fetched before it may be stale. Once for a client without `initialLastEventId`.
 	 */
 	began: Event;
+	/** The client gave up: what happens from now on is told to nobody, so whatever was fetched may be stale. */
+	lost: Event;
+}
+
+/** Absolute where there is a page or a worker; on a server nothing is asked, so anything will do. */
+function resolve(url: string | URL, { document, location }: Platform): string {
+	// What was made of a blob stands beside the page that made it.
+	const base = (document?.baseURI ?? location?.href)?.replace(/^blob:/, '');
+	try {
+		return String(base ? new URL(url, base) : url);
+	} catch {
+		throw new TypeError(`${url} is no absolute URL`);
+	}
 }
 
 // It only types what EventTarget has, so there is nothing to initialize.
 // oxlint-disable-next-line typescript/no-unsafe-declaration-merging, no-unused-vars
 export interface SSEClient<E extends EventMap = RegisteredEvents> {
-	addEventListener<K extends keyof ClientEvents>(
+	addEventListener<K extends keyof ClientEvents<E>>(
 		type: K,
-		listener: (event: ClientEvents[K]) => void,
+		listener: (event: ClientEvents<E>[K]) => void,
 		options?: boolean | AddEventListenerOptions,
 	): void;
-	removeEventListener<K extends keyof ClientEvents>(
+	removeEventListener<K extends keyof ClientEvents<E>>(
 		type: K,
-		listener: (event: ClientEvents[K]) => void,
+		listener: (event: ClientEvents<E>[K]) => void,
 		options?: boolean | EventListenerOptions,
 	): void;
 }
@@ -65,7 +86,7 @@ export interface SSEClient<E extends EventMap = RegisteredEvents> {
  * of a module, during a render.
  */
 // oxlint-disable-next-line typescript/no-unsafe-declaration-merging -- see the interface above
-export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarget {
+export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
 	/** Absolute in a browser. */
 	readonly url: string;
 	/** Whose stream it is; see the option. */
@@ -75,26 +96,30 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 	#status: Status = 'connecting';
 	#holders = 0;
 	#stopped: 'unauthorized' | 'closed' | undefined;
+	#lastError: LastError | undefined;
 
 	/** `platform` is for tests: what stands in for the browser. */
 	constructor(url: string | URL, options: SSEClientOptions = {}, platform: Platform = globalThis) {
 		super();
 		const { scope = '', shareTabs = true, initialLastEventId } = options;
-		const base = platform.document?.baseURI;
-		this.url = String(base ? new URL(url, base) : url);
+		this.url = resolve(url, platform);
 		this.scope = scope;
 		this.#feed = createFeed(platform, (envelope) => {
 			this.dispatchEvent(
-				envelope ? new MessageEvent('message', { data: envelope, lastEventId: this.lastEventId }) : new Event('began'),
+				envelope ? createMessage(envelope, this.lastEventId) : createEvent('began'),
 			);
 		});
 		const isShared = shareTabs && (!options.headers || options.scope !== undefined);
 		const group = isShared ? groupName(this.url, this.scope) : undefined;
 		const failed = (outcome: Outcome) => {
-			const fatal = outcome.kind === 'refused';
+			const { fatal, message, status } = (this.#lastError = outcome as LastError);
 			// Other tabs may have better headers: they get the lead.
-			if (fatal) this.#stop(outcome.status === 401 ? 'unauthorized' : 'closed');
-			this.dispatchEvent(Object.assign(new Event('error'), outcome, { fatal }));
+			if (fatal) this.#stop(status === 401 ? 'unauthorized' : 'closed');
+			this.dispatchEvent(createEvent('error', this.#lastError));
+			if (fatal) {
+				warn(`gave up on ${this.url} until reconnect(): ${message}`);
+				this.dispatchEvent(createEvent('lost'));
+			}
 		};
 		this.#tabs = createTabs(platform, group, this.url, options, this.#feed, () => this.#changed(), failed);
 		if (initialLastEventId) this.seed(initialLastEventId);
@@ -102,6 +127,11 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 
 	get status(): Status {
 		return this.#status;
+	}
+
+	/** What failed last, until something comes through again, or `reconnect()`. */
+	get lastError(): LastError | undefined {
+		return this.#lastError;
 	}
 
 	/** As an EventSource's. */
@@ -161,6 +191,7 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 
 	/** Try anew at once, also after `close()` or when the server refused. Does not ask for the stream. */
 	reconnect(): void {
+		this.#lastError = undefined;
 		this.#tabs.source.restart();
 		this.#stop(undefined);
 	}
@@ -172,7 +203,7 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 		});
 	}
 
-	#listen<K extends keyof ClientEvents>(type: K, listener: (event: ClientEvents[K]) => void): () => void {
+	#listen<K extends keyof ClientEvents<E>>(type: K, listener: (event: ClientEvents<E>[K]) => void): () => void {
 		this.addEventListener(type, listener);
 		return () => this.removeEventListener(type, listener);
 	}
@@ -198,11 +229,14 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarge
 		const status = this.#stopped ?? this.#tabs.status;
 		if (status === this.#status) return;
 		this.#status = status;
-		this.dispatchEvent(new Event('statuschange'));
+		if (this.readyState === 1) this.#lastError = undefined;
+		this.dispatchEvent(createEvent('statuschange'));
 	}
 
 	#update(): void {
-		this.#tabs.want(this.#holders > 0 && !this.#stopped);
+		const isWanted = this.#holders > 0 && !this.#stopped;
+		note(this, this.url, isWanted);
+		this.#tabs.want(isWanted);
 	}
 }
 

@@ -9,10 +9,11 @@ export interface Connection {
 	stop(): void;
 	/**
 	 * Something happened that makes a new attempt promising, or an old stream doubtful: a network came back,
-	 * the page was shown. The pause that is under way ends, except one that the server asked for by Retry-After;
-	 * a stream that has been quiet for longer than it should be is cut rather than trusted.
+	 * the page was shown, the machine slept. The pause that is under way ends, except one that the server asked for by
+	 * Retry-After; an attempt that has been quiet for longer than it should be is cut rather than trusted, and any
+	 * where `isLost`. `sleptMs`: how long the clock stood still.
 	 */
-	wake(): void;
+	wake(sleptMs?: number, isLost?: boolean): void;
 }
 
 /** A server that asks for more is either wrong or away for good. */
@@ -35,21 +36,30 @@ export function createConnection({ cursor, ended, ...request }: Line): Connectio
 	let skip = () => {};
 	/** From when on a `wake` does. */
 	let wakeAt = 0;
+	let isPausing = false;
+	const now = () => platform.performance.now();
+	/** More than half: heartbeats that are rare come just so often. */
+	const expect = () => {
+		wakeAt = now() + (options.silenceMs ?? DEFAULT_SILENCE_MS) * 0.55;
+	};
 
 	const run = async (mine: object) => {
 		const pause = createTimer(platform);
 		const piece = (blocks: Block[]) => {
-			wakeAt = platform.performance.now() + (options.silenceMs ?? DEFAULT_SILENCE_MS) / 2;
+			// What comes too late may have waited for the machine to wake: it proves nothing of the line.
+			if (now() < wakeAt) expect();
 			request.piece(blocks);
 		};
 		while (turn === mine) {
 			const controller = new AbortController();
-			skip = () => controller.abort({ kind: 'cut' });
-			wakeAt = Infinity;
+			skip = () => controller.abort();
+			isPausing = false;
+			expect();
 			const outcome = await attempt({ ...request, lastEventId: cursor(), controller, piece });
 			if (turn !== mine) return;
 			const { kind, floorMs = 0 } = outcome;
-			wakeAt = platform.performance.now() + floorMs;
+			wakeAt = now() + floorMs;
+			isPausing = true;
 			await new Promise<void>((resolve) => {
 				skip = resolve;
 				const pauseMs = Math.max(ended(outcome), floorMs);
@@ -69,8 +79,9 @@ export function createConnection({ cursor, ended, ...request }: Line): Connectio
 			turn = undefined;
 			skip();
 		},
-		wake() {
-			if (platform.performance.now() >= wakeAt) skip();
+		wake(sleptMs = 0, isLost = false) {
+			wakeAt -= sleptMs;
+			if ((isLost && !isPausing) || now() >= wakeAt) skip();
 		},
 	};
 }

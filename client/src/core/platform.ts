@@ -19,6 +19,8 @@ export interface Platform {
 	 * `timeOrigin`: when this page was navigated to; it has fetched nothing before.
 	 */
 	performance: { readonly timeOrigin: number; now(): number };
+	/** In a worker, what a relative URL stands beside. */
+	location?: undefined | { readonly href: string };
 	document?: undefined | { readonly baseURI: string; readonly hidden: boolean };
 	navigator?: undefined | { readonly onLine?: boolean; readonly locks?: Pick<LockManager, 'request'> };
 	BroadcastChannel?: undefined | (new (name: string) => Channel);
@@ -44,6 +46,7 @@ export const drawName = (platform: Platform): string => `${platform.Math.random(
 const PAGE_EVENTS: Record<string, boolean | undefined> = {
 	visibilitychange: undefined,
 	online: true,
+	offline: true,
 	freeze: false,
 	pagehide: false,
 	resume: true,
@@ -51,7 +54,7 @@ const PAGE_EVENTS: Record<string, boolean | undefined> = {
 };
 
 /**
- * Tells whether the page runs, when it begins or ceases to or is online again; and, by `undefined`, when it was shown or
+ * Tells whether the page runs, when it begins or ceases to, or is online or offline; and, by `undefined`, when it was shown or
  * hidden. Returns what ends it.
  */
 export function listenToPage(platform: Platform, hear: (isRunning: boolean | undefined) => void): () => void {

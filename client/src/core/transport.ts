@@ -6,6 +6,7 @@
  */
 
 import { type Block, createParser } from './parser.js';
+import { RELOAD } from '../types.js';
 import { createTimer, type Platform } from './platform.js';
 
 /**
@@ -14,7 +15,7 @@ import { createTimer, type Platform } from './platform.js';
  * - `silent`: a stream stood, and then nothing came, not even heartbeats;
  * - `mute`: nothing ever came through;
  * - `failed`: there was no stream, this time;
- * - `refused`: there will be none;
+ * - `refused`: the server said no: 204, or a 4xx that speaks of more than this moment;
  * - `cut`: by whoever made the attempt.
  */
 export interface Outcome {
@@ -23,6 +24,8 @@ export interface Outcome {
 	status?: number;
 	/** Of Retry-After. */
 	floorMs?: number;
+	/** Whether the client gave up; set by whoever decides that. */
+	fatal?: boolean;
 }
 
 export type HeadersSource =
@@ -32,7 +35,7 @@ export type HeadersSource =
 export interface TransportOptions {
 	/**
 	 * Sent with every request; a function is asked anew for each, and once more, with `refresh: true`, when the
-	 * server answered 401. Default: none.
+	 * answer was 401, or 200 and no event stream, as a login page is. Default: none.
 	 */
 	headers?: HeadersSource | undefined;
 	/** As for fetch. Default: `same-origin`. */
@@ -50,6 +53,18 @@ export interface TransportOptions {
 
 export const DEFAULT_SILENCE_MS = 30_000;
 
+/**
+ * 204 is how a server tells an EventSource to stay away. Of 4xx, Request Timeout, Too Early and Too Many Requests speak
+ * of this moment only, as 5xx does.
+ */
+const REFUSAL = /^(204|4(?!08|25|29))/;
+
+/** What a header can carry: no line feed, nothing beyond Latin-1, and no more than servers take. */
+const CARRIED = /^[ -~\x80-\xff]{0,1000}$/;
+
+/** In place of what a stream begins with, where the server could not be asked for what is missing. */
+const GAP = `{"event":"${RELOAD}","data":{"reason":"invalid_id"}}`;
+
 /** What is asked, and who is told what comes. */
 export interface Request {
 	platform: Platform;
@@ -62,9 +77,9 @@ export interface Request {
 }
 
 export interface Attempt extends Request {
-	/** '' for none. */
+	/** '' for none. Where no header can carry it, the stream begins anew, with a `reload_required` that says so. */
 	lastEventId: string;
-	/** To cut it, abort this with an outcome as the reason. */
+	/** To cut it, abort this. */
 	controller: AbortController;
 }
 
@@ -73,19 +88,30 @@ export function attempt({ platform, url, lastEventId, options, controller, piece
 	const { headers: source, credentials, muteAfterMs = 8000, silenceMs = DEFAULT_SILENCE_MS } = options;
 	const { signal } = controller;
 	const deadline = createTimer(platform);
+	/** Not the signal's own reason: React Native's has none. */
+	let reason: Outcome = { kind: 'cut' };
 	const allow = (ms: number, kind: Outcome['kind'], message: string) =>
-		deadline(() => controller.abort({ kind, message }), ms);
+		deadline(() => {
+			reason = { kind, message };
+			controller.abort();
+		}, ms);
+	const checkCut = () => {
+		if (signal.aborted) throw reason;
+	};
 	let stood = false;
+	/** Where the stream begins, something is missing. */
+	let isLost = !CARRIED.test(lastEventId);
 
 	const read = async (): Promise<Outcome> => {
 		let response!: Response;
+		let isStream!: boolean;
 		for (const refresh of [false, true]) {
 			allow(silenceMs, 'failed', 'headers() took too long');
 			const headers = new Headers(await (typeof source === 'function' ? source({ refresh, signal }) : source));
-			signal.throwIfAborted();
+			checkCut();
 			headers.set('Accept', 'text/event-stream');
-			if (lastEventId) headers.set('Last-Event-ID', lastEventId);
-			allow(muteAfterMs, 'mute', 'nothing came through');
+			if (lastEventId && !isLost) headers.set('Last-Event-ID', lastEventId);
+			allow(muteAfterMs, 'mute', 'nothing came');
 			// Not a kept reference: instrumentation and mocks replace the global one later.
 			response = await (options.fetch ?? platform.fetch)(url, {
 				headers,
@@ -93,36 +119,49 @@ export function attempt({ platform, url, lastEventId, options, controller, piece
 				cache: 'no-store',
 				signal,
 			});
-			if (response.status !== 401) break;
+			const { status } = response;
+			isStream = status === 200 && /^text\/event-stream\s*(;|$)/i.test(response.headers.get('Content-Type')!);
+			const isLogin = status === 401 || (status === 200 && typeof source === 'function');
+			if (refresh || isStream || !isLogin) break;
 			await response.body?.cancel();
 		}
 		const { status, headers, body } = response;
-		const type = headers.get('Content-Type');
-		if (status !== 200 || !/^text\/event-stream\s*(;|$)/i.test(type!)) {
+		if (!isStream) {
 			return {
-				// 204 is how a server tells an EventSource to stay away.
-				kind: status === 204 || (status > 399 && status < 500 && status !== 429) ? 'refused' : 'failed',
-				message: `no event stream, but ${status} ${type}`,
+				kind: REFUSAL.test(`${status}`) ? 'refused' : 'failed',
+				message: `no event stream: ${status} ${headers.get('Content-Type')}`,
 				status,
-				floorMs: retryAfterMs(headers.get('Retry-After'), platform.Date.now()),
+				// A date is by the server's clock: what that shows, the answer says, where it may be read.
+				floorMs: retryAfterMs(headers.get('Retry-After'), Date.parse(headers.get('Date')!) || platform.Date.now()),
 			};
 		}
 		const parse = createParser(retry);
-		const reader = body!.getReader();
-		const decoder = new TextDecoder();
-		for (;;) {
-			const { done, value } = await reader.read();
-			signal.throwIfAborted();
-			if (done) throw new Error('the stream ended');
+		const take = (text: string) => {
+			checkCut();
 			stood = true;
-			allow(silenceMs, 'silent', 'the stream fell silent');
-			piece(parse(decoder.decode(value, { stream: true })));
+			allow(silenceMs, 'silent', 'silence');
+			const blocks = parse(text);
+			const first = isLost ? blocks.findIndex(({ id }) => id !== undefined) : -1;
+			if (first >= 0) {
+				blocks[first] = { id: blocks[first]!.id!, data: GAP };
+				isLost = false;
+			}
+			piece(blocks);
+		};
+		// React Native gives an answer when it has ended: a stream is mute there, and polling works.
+		if (!body) take(await response.text());
+		const reader = body?.getReader();
+		const decoder = reader && new TextDecoder();
+		for (;;) {
+			const piece = await reader?.read();
+			if (!piece || piece.done) throw new Error('the stream ended');
+			take(decoder!.decode(piece.value, { stream: true }));
 		}
 	};
 
 	// Raced: headers that never come, or a fetch that ignores its signal, must not hold the client for ever.
 	const cut = new Promise<Outcome>((resolve) => {
-		signal.onabort = () => resolve(signal.reason);
+		signal.onabort = () => resolve(reason);
 	});
 	return Promise.race([cut, read()])
 		.catch((error): Outcome => ({ kind: stood ? 'ended' : 'failed', message: String(error) }))

@@ -75,6 +75,7 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 	if (sse.hasBegun && issuing.unbound.get(keys) !== sse.lastEventId) allStale();
 	sse.addEventListener('message', onMessage);
 	sse.addEventListener('began', allStale);
+	sse.addEventListener('lost', allStale);
 	issuing.retain();
 
 	let isBound = true;
@@ -83,6 +84,7 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 		isBound = false;
 		sse.removeEventListener('message', onMessage);
 		sse.removeEventListener('began', allStale);
+		sse.removeEventListener('lost', allStale);
 		coalescer.endFrame();
 		issuing.unbound.set(keys, sse.lastEventId);
 		issuing.release();

@@ -113,7 +113,7 @@ export function createTabs(
 
 	const heed = (isRunning: boolean | undefined) => {
 		if (isRunning !== undefined) run(isRunning);
-		tell();
+		changed();
 		// Nobody waits for a page that was hidden.
 		if (isRunning ?? !isHidden()) source.wake();
 	};
@@ -253,7 +253,8 @@ export function createTabs(
 			return role;
 		},
 		get status() {
-			const { status } = leader ?? source;
+			// Where there is no network, the leader has not said so yet.
+			const { status } = leader && source.status !== 'offline' ? leader : source;
 			return leader && status === 'live' ? 'follower' : status;
 		},
 		source,

@@ -91,11 +91,11 @@ describe('events', () => {
 });
 
 describe('reconnecting', () => {
-	test('502 and 429 are tried again, behind Retry-After; 404 is not', async () => {
+	test('502 and 429 are tried again, behind Retry-After; 204 is not', async () => {
 		const answers = [
 			new Response('', { status: 502 }),
 			new Response('', { status: 429, headers: { 'Retry-After': '20' } }),
-			new Response('', { status: 404 }),
+			new Response(null, { status: 204 }),
 		];
 		const { sse, requests, errors } = start({}, {}, () => answers.shift()!);
 		await turn();
@@ -107,9 +107,114 @@ describe('reconnecting', () => {
 		await turn(1100);
 		expect(requests).toHaveLength(3);
 		expect(sse.status).toBe('closed');
-		expect(errors.map(([, status, fatal]) => [status, fatal])).toEqual([[502, false], [429, false], [404, true]]);
+		expect(errors.map(([, status, fatal]) => [status, fatal])).toEqual([[502, false], [429, false], [204, true]]);
 		await turn(300_000);
 		expect(requests).toHaveLength(3);
+	});
+
+	test.each([403, 404, 405, 410, 422])('%i is tried again, slowly: soon after a short time, ever more rarely after a long one', async (status) => {
+		let isRefused = true;
+		const answer: Answer = (_, { signal }) => {
+			if (isRefused) return new Response('', { status });
+			const stream = new Stream(signal);
+			stream.write('id: 1-0\n\n');
+			return stream.response;
+		};
+		for (const draw of [0, 0.999]) {
+			isRefused = true;
+			const { sse, requests, errors } = start({}, { Math: { random: () => draw } }, answer);
+			await turn(8000);
+			expect(sse.status).toBe('connecting');
+			expect(requests.length).toBeLessThan(6);
+			isRefused = false;
+			await turn(4000);
+			expect(sse.status).toBe('live');
+			expect(errors.every(([, , fatal]) => !fatal)).toBe(true);
+		}
+		isRefused = true;
+		const { requests, tell } = start({}, {}, answer);
+		await turn(7_200_000);
+		const gaps = requests.slice(1).map(({ at }, index) => at - requests[index]!.at);
+		expect(Math.max(...gaps)).toBeGreaterThan(200_000);
+		expect(Math.max(...gaps)).toBeLessThanOrEqual(300_000);
+		const before = requests.length;
+		tell('visibilitychange');
+		await turn();
+		tell('online');
+		await turn();
+		expect(requests.length).toBe(before + 2);
+	});
+
+	test.each([408, 425, 500])('%i for 8 s: live again within 4 s, whatever is drawn', async (status) => {
+		for (const draw of [0.05, 0.5, 0.999]) {
+			let isUp = false;
+			const { sse } = start({}, { Math: { random: () => draw } }, (_, { signal }) => {
+				if (!isUp) return new Response('', { status });
+				const stream = new Stream(signal);
+				stream.write('id: 1-0\n\n');
+				return stream.response;
+			});
+			await turn(8000);
+			isUp = true;
+			await turn(4000);
+			expect(sse.status).toBe('live');
+		}
+	});
+
+	test('refused while it polls, it polls slowly', async () => {
+		const { sse, requests } = start({ mode: 'poll' }, {}, () => new Response('', { status: 404 }));
+		await turn(3_600_000);
+		expect(sse.status).toBe('connecting');
+		expect(requests.length).toBeLessThan(40);
+	});
+
+	test('shouldRetry decides otherwise, and what is fatal is said', async () => {
+		const say = vi.spyOn(console, 'warn').mockImplementation(() => {});
+		const shouldRetry = vi.fn(({ status }: { status?: number }) => (status === 404 ? false : status === 204 || undefined));
+		const answers = [204, 503, 404];
+		const { sse, requests, errors } = start({ shouldRetry }, {}, () => {
+			const status = answers.shift() ?? 404;
+			return new Response(status === 204 ? null : '', { status });
+		});
+		const lost = vi.fn();
+		sse.addEventListener('lost', lost);
+		await turn(20_000);
+		expect(errors.map(([, status, fatal]) => [status, fatal])).toEqual([[204, false], [503, false], [404, true]]);
+		expect([sse.status, sse.lastError?.status, sse.lastError?.fatal, lost.mock.calls.length]).toEqual(['closed', 404, true, 1]);
+		expect(say.mock.calls.map(([text]) => text)).toEqual([expect.stringContaining('gave up on https://example.test/v1/sse/42')]);
+		await turn(600_000);
+		expect(requests).toHaveLength(3);
+		sse.reconnect();
+		expect(sse.lastError).toBeUndefined();
+		await turn();
+		expect(requests).toHaveLength(4);
+		say.mockRestore();
+	});
+
+	test('a stream that cannot be given up, by an application that throws', async () => {
+		const say = vi.spyOn(console, 'warn').mockImplementation(() => {});
+		const shouldRetry = () => {
+			throw new Error('oops');
+		};
+		const { requests } = start({ shouldRetry }, {}, () => new Response('', { status: 503 }));
+		await turn(10_000);
+		expect(requests.length).toBeGreaterThan(2);
+		say.mockRestore();
+	});
+
+	test('lastError lasts until something comes through', async () => {
+		let isUp = false;
+		const { sse } = start({}, {}, (_, { signal }) => {
+			if (!isUp) return new Response('', { status: 502 });
+			const stream = new Stream(signal);
+			stream.write('id: 1-0\n\n');
+			return stream.response;
+		});
+		await turn();
+		expect(sse.lastError).toMatchObject({ kind: 'failed', status: 502, fatal: false });
+		isUp = true;
+		await turn(10_000);
+		expect([sse.status, sse.lastError]).toEqual(['live', undefined]);
 	});
 
 	test('the ceiling doubles up to its cap, and a healthy while resets it', async () => {
@@ -245,6 +350,157 @@ describe('reconnecting', () => {
 		await turn();
 		expect(requests.length).toBe(before + 1);
 		expect(sse.status).toBe('connecting');
+	});
+});
+
+describe('clocks', () => {
+	/** A machine whose clocks a test sets. */
+	function clocks() {
+		let wallMs = 0;
+		let steadyMs = 0;
+		const changes: Partial<Platform> = {
+			Date: { now: () => Date.now() + wallMs },
+			performance: { timeOrigin: 0, now: () => performance.now() + steadyMs },
+		};
+		const step = (wall: number, steady = 0) => {
+			wallMs += wall;
+			steadyMs += steady;
+		};
+		return { changes, step };
+	}
+
+	test.each([-3_600_000, -60_000, -1000, 1000, 4000])('set by %i ms in the first heartbeat interval, a healthy stream stays', async (ms) => {
+		const { changes, step } = clocks();
+		const { sse, streams, requests } = start({ initialLastEventId: '1-0' }, changes);
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn(1000);
+		step(ms);
+		for (let beat = 0; beat < 10; beat++) {
+			await turn(4000);
+			streams[0]!.write(':\n\n');
+		}
+		await turn();
+		expect([sse.status, requests.length]).toEqual(['live', 1]);
+	});
+
+	test('set forward far, at most a line is made anew', async () => {
+		const { changes, step } = clocks();
+		const { sse, streams, requests } = start({ initialLastEventId: '1-0' }, changes);
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn(1000);
+		step(3_600_000);
+		await turn(4000);
+		streams.at(-1)!.write('id: 1-0\n\n');
+		await turn();
+		expect([sse.status, requests.length]).toEqual(['live', 2]);
+	});
+
+	test.each([['the clock stood still', [60_000, 0]], ['it went on', [60_000, 60_000]], ['it was set back meanwhile', [-3_600_000, 60_000]]] as const)(
+		'a machine that slept tries at once: %s',
+		async (_, [wall, steady]) => {
+			for (const shareTabs of [true, false]) {
+				const { changes, step } = clocks();
+				const { sse, streams, requests } = start({ shareTabs }, changes);
+				await turn();
+				streams[0]!.write('id: 1-0\n\n');
+				await turn(5000);
+				step(wall, steady);
+				await turn(2000);
+				expect([sse.role, requests.length, streams[0]!.isAborted]).toEqual(['alone', 2, true]);
+			}
+		},
+	);
+
+	test('what came before a sleep proves nothing when it is read after it', async () => {
+		const { changes, step } = clocks();
+		const { streams, requests } = start({}, changes);
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn(1000);
+		step(60_000, 60_000);
+		streams[0]!.write(':\n\n'); // waited in the machine
+		await turn(2000);
+		expect(requests).toHaveLength(2);
+	});
+
+	test('ticks that a browser holds up in a hidden page are no sleep', async () => {
+		let held: (() => void) | undefined;
+		const { streams, requests } = start({}, {
+			setTimeout: (run, ms) => (ms === 2000 ? ((held = run), undefined) : setTimeout(run, ms)),
+		});
+		await turn();
+		for (let beat = 0; beat < 45; beat++) {
+			streams[0]!.write(beat ? ':\n\n' : 'id: 1-0\n\n');
+			await turn(4000);
+			if (beat % 15 === 14) held!();
+		}
+		await turn();
+		expect(requests).toHaveLength(1);
+	});
+
+	test('a pause ends with the sleep, but for what Retry-After asks', async () => {
+		const { changes, step } = clocks();
+		const { requests } = start({}, changes, () => new Response('', { status: 503, headers: { 'Retry-After': '600' } }));
+		await turn(1000);
+		step(300_000);
+		await turn(2000);
+		expect(requests).toHaveLength(1);
+		step(300_000);
+		await turn(2000);
+		expect(requests).toHaveLength(2);
+	});
+
+	test('a pause that Retry-After asked for is as long, whatever a clock shows', async () => {
+		const { changes, step } = clocks();
+		const { requests } = start({}, changes, () => new Response('', { status: 503, headers: { 'Retry-After': '30' } }));
+		await turn(1000);
+		step(-3_600_000);
+		await turn(28_000);
+		expect(requests).toHaveLength(1);
+		await turn(1100);
+		expect(requests).toHaveLength(2);
+	});
+});
+
+describe('networks', () => {
+	test.each(['event', 'tick'] as const)('none: never live, and the line is not trusted when there is one again: %s', async (how) => {
+		let onLine = true;
+		const { sse, streams, requests, statuses, tell } = start({}, { navigator: { get onLine() { return onLine; } } });
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn(1);
+		onLine = false;
+		if (how === 'event') tell('offline');
+		await turn(how === 'event' ? 0 : 2000);
+		expect([sse.status, sse.readyState, streams[0]!.isAborted]).toEqual(['offline', 0, true]);
+		streams.at(-1)!.write('id: 1-0\n\n');
+		await turn(1000);
+		expect(statuses.slice(-1)).toEqual(['offline']);
+		const before = requests.length;
+		onLine = true;
+		if (how === 'event') tell('online');
+		await turn(how === 'event' ? 0 : 2000);
+		expect(requests.length).toBe(before + 1);
+		streams.at(-1)!.write('id: 1-0\n\n');
+		await turn();
+		expect(sse.status).toBe('live');
+	});
+});
+
+describe('addresses', () => {
+	const made = (url: string, changes: Partial<Platform>) => new SSEClient(url, {}, testPlatform(() => new Response(), changes)).url;
+	const at = (href: string) => ({ location: { href } });
+	test('a relative one stands beside the page, or what the worker was made of', () => {
+		expect(made('/s', { document: { baseURI: 'https://a.test/b/', hidden: false }, ...at('https://c.test/') })).toBe('https://a.test/s');
+		expect(made('s', at('https://a.test/js/worker.js'))).toBe('https://a.test/js/s');
+		expect(made('/s?x', at('blob:https://a.test/0f6c'))).toBe('https://a.test/s?x');
+		expect(made('https://b.test/s', at('data:text/javascript,0'))).toBe('https://b.test/s');
+		expect(made('/s', {})).toBe('/s');
+	});
+	test.each(['data:text/javascript,0', 'blob:null/0f6c', 'about:blank'])('where nothing is beside, that is said: %s', (href) => {
+		expect(() => made('/s', at(href))).toThrow(`/s is no absolute URL`);
 	});
 });
 

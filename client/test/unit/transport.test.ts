@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { Block } from '../../src/core/parser.js';
 import { attempt, type Outcome, retryAfterMs, type TransportOptions } from '../../src/core/transport.js';
-import { type Answer, Stream, testPlatform } from './support.js';
+import { type Answer, Stream, testPlatform, updated } from './support.js';
 
 const OPTIONS: TransportOptions = { muteAfterMs: 8000, silenceMs: 45_000 };
 
@@ -73,6 +73,8 @@ describe('what is not a stream', () => {
 		['204', () => new Response(null, { status: 204 }), { kind: 'refused', status: 204 }],
 		['403', () => new Response('', { status: 403 }), { kind: 'refused', status: 403 }],
 		['404', () => new Response('', { status: 404 }), { kind: 'refused', status: 404 }],
+		['408', () => new Response('', { status: 408 }), { kind: 'failed', status: 408 }],
+		['425', () => new Response('', { status: 425 }), { kind: 'failed', status: 425 }],
 		['422', () => new Response('', { status: 422 }), { kind: 'refused', status: 422 }],
 		['429', () => new Response('', { status: 429, headers: { 'Retry-After': '7' } }), { kind: 'failed', floorMs: 7000 }],
 		['500', () => new Response('', { status: 500 }), { kind: 'failed', status: 500 }],
@@ -113,7 +115,88 @@ describe('what is not a stream', () => {
 	});
 });
 
+test('a date in Retry-After is compared with the date of the answer, not with this clock', async () => {
+	for (const hours of [-2, 0, 2]) {
+		vi.setSystemTime(Date.parse('2026-01-01T00:00:00Z') + hours * 3_600_000);
+		const headers = { 'Retry-After': 'Thu, 01 Jan 2026 00:00:09 GMT', Date: 'Thu, 01 Jan 2026 00:00:02 GMT' };
+		expect(await run(() => new Response('', { status: 503, headers })).outcome).toMatchObject({ floorMs: 7000 });
+	}
+	vi.setSystemTime(Date.parse('2026-01-01T00:00:00Z'));
+	for (const Date of [undefined, 'soon']) {
+		const headers = { 'Retry-After': 'Thu, 01 Jan 2026 00:00:09 GMT', ...(Date && { Date }) };
+		expect(await run(() => new Response('', { status: 503, headers })).outcome).toMatchObject({ floorMs: 9000 });
+	}
+});
+
+describe('a cursor', () => {
+	const sent = async (cursor: string) => {
+		let header: string | null | undefined;
+		const stream = new Stream();
+		const { outcome, blocks } = run(
+			(_, init) => {
+				header = new Headers(init.headers).get('Last-Event-ID');
+				return stream.response;
+			},
+			{},
+			cursor,
+		);
+		for (const piece of ['retry: 5\n\n', ': beat\n\n', 'id: 7-0\ndata: x\n\n', 'id: 8-0\ndata: y\n\n']) stream.write(piece);
+		stream.end();
+		await outcome;
+		return { header, blocks };
+	};
+
+	test.each(['5-1', 'a b', 'é', '~'.repeat(1000)])('that a header can carry is sent: %s', async (cursor) => {
+		expect(await sent(cursor)).toEqual({ header: cursor, blocks: [{ id: '7-0', data: 'x' }, { id: '8-0', data: 'y' }] });
+	});
+
+	test.each(['日本', '😀', 'a\nb', 'a\rb', 'a\0b', '\u007f', '\ud800', 'x'.repeat(1001)])(
+		'that no header can carry begins anew, and says that something may be lost: %j',
+		async (cursor) => {
+			const { header, blocks } = await sent(cursor);
+			expect(header).toBeNull();
+			expect(blocks.map(({ id }) => id)).toEqual(['7-0', '8-0']);
+			expect(JSON.parse(blocks[0]!.data!)).toEqual({ event: 'reload_required', data: { reason: 'invalid_id' } });
+			expect(blocks[1]!.data).toBe('y');
+		},
+	);
+});
+
+test('an answer whose body cannot be read as it comes is read whole', async () => {
+	const text = updated('2-0', 'a');
+	const answer = () => ({ status: 200, headers: new Headers({ 'Content-Type': 'text/event-stream' }), text: async () => text });
+	const { outcome, blocks } = run(answer as unknown as Answer);
+	expect((await outcome).kind).toBe('ended');
+	expect(blocks).toMatchObject([{ id: '2-0' }]);
+});
+
+test('a signal without reasons, as React Native has it, says all the same why an attempt ended', async () => {
+	const reason = vi.spyOn(AbortSignal.prototype, 'reason', 'get').mockReturnValue(undefined);
+	const { outcome } = run(() => new Promise(() => {}));
+	await vi.advanceTimersByTimeAsync(8000);
+	expect((await outcome).kind).toBe('mute');
+	reason.mockRestore();
+});
+
 describe('headers', () => {
+	test.each(['text/html', 'application/xhtml+xml; charset=utf-8'])('are asked for anew, once, after a login page: %s', async (type) => {
+		const asked: boolean[] = [];
+		const stream = new Stream();
+		const page = () => new Response('<form>', { headers: { 'Content-Type': type } });
+		const headers = ({ refresh }: { refresh: boolean }) => {
+			asked.push(refresh);
+			return {};
+		};
+		expect(await run(page, { headers }).outcome).toMatchObject({ kind: 'failed', status: 200 });
+		expect(asked).toEqual([false, true]);
+		let count = 0;
+		const { outcome, blocks } = run(() => (count++ ? stream.response : page()), { headers });
+		stream.write('id: 1-1\n\n');
+		stream.end();
+		expect((await outcome).kind).toBe('ended');
+		expect(blocks).toEqual([{ id: '1-1' }]);
+	});
+
 	test('are asked for anew, once more after a 401, and the second 401 is final', async () => {
 		const asked: boolean[] = [];
 		const sent: (string | null)[] = [];

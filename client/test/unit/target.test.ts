@@ -1,0 +1,67 @@
+/** What stands in where there is no EventTarget: React Native. */
+
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { event, testPlatform, updated } from './support.js';
+
+beforeEach(() => vi.useFakeTimers());
+afterEach(() => {
+	vi.unstubAllGlobals();
+	vi.resetModules();
+	vi.useRealTimers();
+});
+
+test('a client without EventTarget, Event, MessageEvent, TextDecoder or a body that can be read as it comes: it polls', async () => {
+	for (const name of ['EventTarget', 'Event', 'MessageEvent', 'TextDecoder']) vi.stubGlobal(name, undefined);
+	vi.resetModules();
+	const { SSEClient } = await import('../../src/core/client.js');
+	let last = event('1-0', { event: 'position', data: {} }).replace('id:', 'event: position\nid:');
+	const sse = new SSEClient(
+		'https://example.test/s',
+		{},
+		testPlatform((url) => {
+			const text = async () => last;
+			// Of a stream nothing is heard before it has ended.
+			if (!url.includes('live=false')) return new Promise(() => {});
+			return { status: 200, headers: new Headers({ 'Content-Type': 'text/event-stream' }), text } as unknown as Response;
+		}),
+	);
+	const told: unknown[] = [];
+	sse.on('argument_updated', ({ id }, lastEventId) => told.push([id, lastEventId]));
+	sse.addEventListener('began', () => told.push('began'));
+	sse.addEventListener('message', ({ data, lastEventId }) => told.push([data.event, lastEventId]));
+	const statuses: string[] = [];
+	const unsubscribe = sse.subscribe(() => statuses.push(sse.status));
+	sse.connect();
+	await vi.advanceTimersByTimeAsync(8000);
+	last = updated('2-0', 'a');
+	await vi.advanceTimersByTimeAsync(9000);
+	expect(told).toEqual(['began', ['a', '2-0'], ['argument_updated', '2-0']]);
+	unsubscribe();
+	sse.close();
+	expect([statuses, sse.status]).toEqual([['polling'], 'closed']);
+});
+
+test('a listener that throws keeps nothing from the others; each is told once', async () => {
+	vi.stubGlobal('EventTarget', undefined);
+	vi.resetModules();
+	const { createEvent, Target } = await import('../../src/core/target.js');
+	const target = new Target();
+	const say = vi.spyOn(console, 'error').mockImplementation(() => {});
+	const told: string[] = [];
+	const throws = () => {
+		throw new Error('oops');
+	};
+	const listener = () => told.push('one');
+	target.addEventListener('x', throws);
+	target.addEventListener('x', listener);
+	target.addEventListener('x', listener);
+	target.addEventListener('x', () => told.push('two'));
+	target.dispatchEvent(createEvent('x'));
+	expect(told).toEqual(['one', 'two']);
+	expect(say).toHaveBeenCalledTimes(1);
+	target.removeEventListener('x', listener);
+	target.removeEventListener('x', throws);
+	target.dispatchEvent(createEvent('x'));
+	expect(told).toEqual(['one', 'two', 'two']);
+	say.mockRestore();
+});
