@@ -19,6 +19,11 @@ test('events are typed by their name', () => {
 	// @ts-expect-error no such event
 	sse.on('argument_update', () => {});
 	sse.addEventListener('error', (error) => expectTypeOf(error.fatal).toBeBoolean());
+	sse.addEventListener('message', ({ data: envelope }) => {
+		if (envelope.event === 'argument_updated') expectTypeOf(envelope.data).toEqualTypeOf<ServerEvents['argument_updated']>();
+		// @ts-expect-error no such event
+		if (envelope.event === 'argument_update') return;
+	});
 	useSSE('argument_updated', (data) => expectTypeOf(data.id).toEqualTypeOf<string | number>());
 	// @ts-expect-error no such event
 	useSSE('argument_update', () => {});

@@ -318,3 +318,29 @@ describe('the cursor', () => {
 		expect(store.stored()).toBe(null);
 	});
 });
+
+test('a stream that is given up leaves everything bound stale', async () => {
+	const say = vi.spyOn(console, 'warn').mockImplementation(() => {});
+	let isGone = false;
+	const streams: Stream[] = [];
+	const platform = testPlatform((_, { signal }) => {
+		if (isGone) return new Response(null, { status: 204 });
+		streams.push(new Stream(signal));
+		return streams.at(-1)!.response;
+	});
+	const sse = new SSEClient('https://example.test/s', { initialLastEventId: '1-0' }, platform);
+	const queryClient = new QueryClient();
+	const unbind = bindQueryClient(sse, queryClient, { keys: KEYS });
+	queryClient.setQueryData(['item', 'a'], 1);
+	sse.connect();
+	await turn();
+	streams[0]!.write('id: 1-0\n\n');
+	await turn(FRAME_MS);
+	expect(queryClient.getQueryState(['item', 'a'])!.isInvalidated).toBe(false);
+	isGone = true;
+	streams[0]!.end();
+	await turn(5000);
+	expect([sse.status, queryClient.getQueryState(['item', 'a'])!.isInvalidated]).toEqual(['closed', true]);
+	unbind();
+	say.mockRestore();
+});
