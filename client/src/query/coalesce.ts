@@ -39,7 +39,7 @@ export class Coalescer {
 	/** To be fetched: at their turn, when the page is shown, or when somebody is bound again. */
 	#waiting = new Map<string, Waiting>();
 	#timers = new Map<string, Timer>();
-	/** When the next fetch of a key may be. */
+	/** When the next fetch of a key may be, by a clock that nobody sets. */
 	#turns = new Map<string, number>();
 	#isPaused = false;
 
@@ -70,7 +70,7 @@ export class Coalescer {
 		const name = nameOf(target);
 		this.#waiting.set(name, { target, minIntervalMs });
 		if (this.#isPaused || this.#timers.has(name)) return;
-		const waitMs = Math.max(delayMs, (this.#turns.get(name) ?? 0) - Date.now());
+		const waitMs = Math.max(delayMs, (this.#turns.get(name) ?? 0) - performance.now());
 		if (waitMs <= 0) this.#fetch(name);
 		else this.#timers.set(name, setTimeout(() => this.#fetch(name), waitMs));
 	}
@@ -94,7 +94,7 @@ export class Coalescer {
 		const waiting = this.#waiting.get(name);
 		if (!waiting || this.host.isHidden()) return;
 		this.#waiting.delete(name);
-		const now = Date.now();
+		const now = performance.now();
 		this.#turns.set(name, now + waiting.minIntervalMs);
 		if (this.#turns.size > REMEMBERED_LIMIT_KEYS) {
 			for (const [other, turn] of this.#turns) if (turn <= now) this.#turns.delete(other);

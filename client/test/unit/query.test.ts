@@ -98,6 +98,18 @@ describe('binding', () => {
 		expect(page.data('a')).toBe(30);
 	});
 
+	test('a clock that is set back keeps nothing from being fetched', async () => {
+		const page = await live();
+		page.show('a');
+		await turn(2000);
+		page.change('a', '2-0');
+		await turn(FRAME_MS);
+		vi.setSystemTime(Date.now() - 3_600_000);
+		page.change('a', '3-0');
+		await turn(2000);
+		expect(page.data('a')).toBe(2);
+	});
+
 	test('fetches slower than events are apart still end, and the last is newest', async () => {
 		const page = await live({ options: { minIntervalMs: 0 } });
 		page.show('a');
