@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve example test test-client test-client-with-node test-contract test-pythons lint types fuzz soak bench bench-quick bench-peers lock clean
+.PHONY: help serve example test test-client test-client-with-node test-contract test-package test-pythons lint types fuzz soak bench bench-quick bench-peers lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-client-with-node: client/node_modules/.package-lock.json
 
 test-contract: client/node_modules/.package-lock.json ## launchdarkly's sse-contract-tests against the browser's side (needs Go and its modules; half a minute)
 	cd client && npm run --silent test:contract
+
+test-package: $(VENV)/.dev client/node_modules/.package-lock.json ## the browser's side as npm would deliver it, in fresh applications (needs npm's registry)
+	cd client && npm run --silent test:package
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -14,8 +14,28 @@ export default defineConfig({
 				query: 'src/query/index.ts',
 				zod: 'src/generated/zod.ts',
 			},
-			formats: ['es'],
 		},
-		rolldownOptions: { external: [/^[^./]/] },
+		rolldownOptions: {
+			external: [/^[^./]/],
+			// It doubts that 'use client' stays the first line of react.js. test/package sees to it.
+			onLog(level, log, pass) {
+				if (log.code !== 'MODULE_LEVEL_DIRECTIVE') pass(level, log);
+			},
+			output: [
+				{ format: 'es', entryFileNames: '[name].js', chunkFileNames: '[name].js' },
+				// For Jest, and for TypeScript that writes `require`. Beside the files lies a package.json which calls
+				// them CommonJS, and the declarations with them: so both builds have the same names inside.
+				{ format: 'cjs', entryFileNames: 'cjs/[name].js', chunkFileNames: 'cjs/[name].js', exports: 'named', sourcemap: false },
+			],
+		},
 	},
+	plugins: [
+		{
+			name: 'stalecast:commonjs',
+			generateBundle({ format }) {
+				if (format !== 'cjs') return;
+				this.emitFile({ type: 'asset', fileName: 'cjs/package.json', source: '{ "type": "commonjs" }\n' });
+			},
+		},
+	],
 });

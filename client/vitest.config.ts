@@ -13,6 +13,15 @@ export default defineConfig({
 			{ test: { name: 'contract', include: ['test/contract/launchdarkly.test.ts'] } },
 			{ test: { name: 'types', include: ['test/types/**/*.test-d.ts'], typecheck: { enabled: true, only: true } } },
 			{
+				test: {
+					name: 'package',
+					include: ['test/package/*.test.ts'],
+					globalSetup: 'test/package/pack.ts',
+					testTimeout: 120_000,
+					hookTimeout: 120_000,
+				},
+			},
+			{
 				extends: true,
 				test: {
 					name: 'browser',

@@ -1,2 +1,4 @@
+'use client';
+
 export { useSSE, useSSEStatus } from './hooks.js';
 export { SSEProvider, useSSEClient } from './provider.js';
