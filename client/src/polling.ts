@@ -78,7 +78,7 @@ export interface SourceParts {
 	receive(blocks: Block[]): void;
 	/** Told of each change of its status. */
 	changed(): void;
-	/** Told of each attempt that failed: where that is `fatal`, the source has stopped, otherwise it tries again. */
+	/** Told of each attempt that failed: the source tries again, unless that is `fatal`: then whoever is told stops it. */
 	failed(outcome: Outcome): void;
 }
 
@@ -135,9 +135,7 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 	};
 	const tell = (outcome: Outcome) => {
 		if (outcome.kind === 'cut') return;
-		const fatal = !shouldRetry(outcome);
-		if (fatal) stop();
-		failed({ ...outcome, fatal });
+		failed({ ...outcome, fatal: !shouldRetry(outcome) });
 	};
 	const shouldRetry = (outcome: Outcome): boolean => {
 		try {
@@ -146,7 +144,7 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 		} catch (error) {
 			warn('shouldRetry threw', error);
 		}
-		return outcome.kind !== 'refused' || ![204, 401].includes(outcome.status!);
+		return ![204, 401].includes(outcome.status!);
 	};
 	/** Full jitter where something fails; a refusal stands for a while, so that is half a pause at least. */
 	const pauseAfter = ({ kind }: Outcome): number => {
@@ -208,7 +206,8 @@ export function createSource({ platform, url, options, cursor, receive, changed,
 		url,
 		piece,
 		ended(outcome) {
-			if (firstAt !== undefined && platform.performance.now() - firstAt >= healthyMs) failures = 0;
+			// Not where nothing came.
+			if (platform.performance.now() - firstAt! >= healthyMs) failures = 0;
 			lose();
 			tell(outcome);
 			if (outcome.kind === 'mute' && isRunning) doubt();

@@ -161,11 +161,39 @@ describe('reconnecting', () => {
 		}
 	});
 
-	test('refused while it polls, it polls slowly', async () => {
-		const { sse, requests } = start({ mode: 'poll' }, {}, () => new Response('', { status: 404 }));
+	test('refused while it polls, it polls slowly, until an answer came', async () => {
+		let isUp = false;
+		const { sse, requests } = start({ mode: 'poll' }, {}, () => {
+			if (!isUp) return new Response('', { status: 404 });
+			const answer = new Stream();
+			answer.write('id: 1-0\n\n');
+			answer.end();
+			return answer.response;
+		});
 		await turn(3_600_000);
 		expect(sse.status).toBe('connecting');
 		expect(requests.length).toBeLessThan(40);
+		isUp = true;
+		await turn(300_000);
+		expect(sse.status).toBe('polling');
+		isUp = false;
+		await turn(7875);
+		expect(sse.status).toBe('connecting');
+		isUp = true;
+		await turn(7875);
+		expect(sse.status).toBe('polling');
+	});
+
+	test.each([200, 502])('polls come as often where the server answers and where it is down, and never sooner than asked: %i', async (status) => {
+		for (const draw of [0, 0.5, 0.999]) {
+			const headers = { 'Content-Type': 'text/event-stream' };
+			const answer = () => new Response(status === 200 ? 'id: 1-0\n\n' : '', { status, headers });
+			const { requests, release } = start({ mode: 'poll', pollMs: 4000 }, { Math: { random: () => draw } }, answer);
+			await turn(600_000);
+			const gaps = requests.slice(1).map(({ at }, index) => at - requests[index]!.at);
+			expect(new Set(gaps)).toEqual(new Set([Math.floor(4000 * (1 + draw / 4))]));
+			release();
+		}
 	});
 
 	test('shouldRetry decides otherwise, and what is fatal is said', async () => {
@@ -196,9 +224,15 @@ describe('reconnecting', () => {
 		const shouldRetry = () => {
 			throw new Error('oops');
 		};
-		const { requests } = start({ shouldRetry }, {}, () => new Response('', { status: 503 }));
+		const { requests, release } = start({ shouldRetry }, {}, () => new Response('', { status: 503 }));
 		await turn(10_000);
+		release();
 		expect(requests.length).toBeGreaterThan(2);
+		expect(say).toHaveBeenLastCalledWith('stalecast: shouldRetry threw', new Error('oops'));
+		say.mockClear();
+		start({}, {}, () => new Response('', { status: 503 }));
+		await turn(10_000);
+		expect(say).not.toHaveBeenCalled();
 		say.mockRestore();
 	});
 
@@ -233,6 +267,18 @@ describe('reconnecting', () => {
 		await turn(30_000);
 		const after = requests.slice(-2).map(({ at }) => at);
 		expect(after[1]! - after[0]!).toBe(12_500);
+	});
+
+	test('streams that never last are failures too', async () => {
+		const { requests } = start({ backoffBaseMs: 1000, backoffCapMs: 8000 }, {}, (_, { signal }) => {
+			const stream = new Stream(signal);
+			stream.write('id: 1-0\n\n');
+			setTimeout(() => stream.end(), 5000);
+			return stream.response;
+		});
+		await turn(40_000);
+		const pauses = requests.slice(1).map(({ at }, index) => at - requests[index]!.at - 5000);
+		expect(pauses.slice(0, 5)).toEqual([500, 1000, 2000, 4000, 4000]);
 	});
 
 	test('retry: is a floor, which a page that is shown need not wait for; Retry-After it must', async () => {
@@ -487,6 +533,21 @@ describe('networks', () => {
 		await turn();
 		expect(sse.status).toBe('live');
 	});
+
+	test('one that goes in a pause is told of at once; Retry-After holds all the same', async () => {
+		let onLine = true;
+		const navigator = { get onLine() { return onLine; } };
+		const { requests, statuses } = start({}, { navigator }, () => new Response('', { status: 503, headers: { 'Retry-After': '30' } }));
+		await turn(1000);
+		onLine = false;
+		await turn(2000);
+		expect(statuses).toEqual(['offline']);
+		onLine = true;
+		await turn(26_000);
+		expect([statuses, requests.length]).toEqual([['offline', 'connecting'], 1]);
+		await turn(1100);
+		expect(requests).toHaveLength(2);
+	});
 });
 
 describe('addresses', () => {
@@ -617,6 +678,7 @@ describe('streams that are held back', () => {
 	});
 
 	test('first bytes, and then nothing: polling begins beside the stream', async () => {
+		await turn(5000); // by the clock that is read then, less is not as good as nothing
 		const { sse, streams, requests } = start({ initialLastEventId: '1-0' });
 		await turn();
 		streams[0]!.write('retry: 2000\n\n');
@@ -635,6 +697,35 @@ describe('streams that are held back', () => {
 		expect(sse.status).toBe('live');
 	});
 
+	test('a poll that fails does not end the probe that is under way', async () => {
+		let polls = 0;
+		const { requests } = start({ initialLastEventId: '1-0' }, {}, (url, { signal }) => {
+			if (!isPoll(url)) return new Promise((_, reject) => signal!.addEventListener('abort', reject));
+			// The ninth comes 4 s after the second attempt at a stream, and as long before its end.
+			if (++polls === 9) return new Response('', { status: 502 });
+			const answer = new Stream();
+			answer.write('id: 1-0\n\n');
+			answer.end();
+			return answer.response;
+		});
+		const streams = () => requests.filter(({ url }) => !isPoll(url)).map(({ at }) => at - 1_700_000_000_000);
+		while (polls < 9) await turn(100);
+		await turn(1000);
+		expect([streams(), polls]).toEqual([[0, 68_000], 9]);
+	});
+
+	test('polls ask what the stream asks, and for no live part', async () => {
+		const urls: string[] = [];
+		const answer: Answer = (url) => {
+			urls.push(url);
+			return new Response('', { status: 502 });
+		};
+		for (const url of ['https://example.test/s', 'https://example.test/s?room=1'])
+			new SSEClient(url, { mode: 'poll' }, testPlatform(answer)).connect();
+		await turn();
+		expect(urls).toEqual(['https://example.test/s?live=false', 'https://example.test/s?room=1&live=false']);
+	});
+
 	test('no way at all is not polled', async () => {
 		const { sse, requests } = start({}, {}, (_, { signal }) => new Promise((__, reject) => signal!.addEventListener('abort', reject)));
 		await turn(120_000);
@@ -647,7 +738,9 @@ describe('streams that are held back', () => {
 		const { sse, requests } = start({ mode: 'poll' });
 		await turn(20_000);
 		expect(requests.every(({ url }) => isPoll(url))).toBe(true);
+		expect(sse.mode).toBe('poll');
 		sse.mode = 'stream';
+		expect(sse.mode).toBe('stream');
 		await turn(100_000);
 		const since = requests.findLastIndex(({ url }) => isPoll(url));
 		expect(requests.slice(since + 1).length).toBeGreaterThan(3);
@@ -662,6 +755,21 @@ describe('life', () => {
 		sse.reconnect();
 		await turn(60_000);
 		expect([answer.mock.calls.length, vi.getTimerCount(), sse.status]).toEqual([0, 0, 'connecting']);
+	});
+
+	test('released, nothing starts it but connect()', async () => {
+		const { sse, requests, release } = start();
+		await turn();
+		release();
+		await turn();
+		sse.reconnect();
+		sse.seed('4-0');
+		sse.mode = 'poll';
+		await turn(60_000);
+		expect([requests.length, vi.getTimerCount()]).toEqual([1, 0]);
+		sse.connect();
+		await turn();
+		expect(requests[1]).toMatchObject({ url: expect.stringContaining('live=false'), cursor: '4-0' });
 	});
 
 	test('closed during a pause, nothing is left', async () => {

@@ -1,0 +1,11 @@
+/**
+ * Changes that no test can notice, and why. `file` is the end of its path, `line` a part of the line of source where the
+ * change begins, `to` a part of what it becomes; without `to` any change there.
+ */
+export const explained = [
+	{ file: 'core/connection.ts', line: 'let isPausing = false;', why: 'set again before anybody can read it' },
+	{ file: 'core/connection.ts', line: 'if (now() < wakeAt) expect();', to: '<=', why: 'the one millisecond between proves neither' },
+	{ file: 'polling.ts', line: 'if (isLost) changed();', to: 'true', why: 'tells of no change: spares tabs a message' },
+	{ file: 'polling.ts', line: '> TICK_MS + SLEEP_MS', to: '>=', why: 'one millisecond more or less of a sleep' },
+	{ file: 'polling.ts', line: '>= healthyMs', to: '> healthyMs', why: 'one millisecond more or less of a healthy while' },
+];
