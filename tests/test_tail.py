@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from app.publish import stream_key
 from app.redis_connection import Address, Client, Command, Connection, RedisRefused, connect
 from app.streams.ids import BEGINNING, StreamId
-from app.streams.reading import Entry, read_newest, snapshot_command
+from app.streams.reading import EPOCH_COMMAND, Entry, parse_epoch, read_newest, snapshot_command
 from app.streams.resume import Snapshot
 from app.streams.tail import MARK_SEQ, PROBED_TOPICS, Group, Tails
 
@@ -664,6 +664,87 @@ async def test_a_lost_mark_is_marked_behind_it(needs_real_server, tails, watch, 
     for seq in (MARK_SEQ, MARK_SEQ + 1):
         await go_back(writer, tails, "a", dump)
         await wait_for(lambda seq=seq: topic.delivered[-1] == StreamId(4, seq), SOON_S)
+
+
+async def test_a_mark_stands_behind_more_than_one_read(needs_real_server, start_tails, watch, writer):
+    """Where new events were there before it, a mark comes behind them. It tells of what is missing all the
+    same, and nobody is told twice."""
+    tails = await start_tails(read_limit_events=3)
+    add(writer, "a", 1, 2, 3)
+    topic = await watch(tails, "a")
+    dump = writer.dump(stream_key("a"))
+    await topic.wait_delivered(*add(writer, "a", 4, 5))
+
+    with writer.pipeline(transaction=True) as pipeline:
+        pipeline.restore(stream_key("a"), 0, dump, replace=True)
+        for number in range(7, 20):
+            pipeline.xadd(stream_key("a"), {"payload": "{}"}, id=f"{number}-0")
+        pipeline.execute()
+
+    await wait_for(lambda: topic.delivered[-1] > at(19), SOON_S)
+    assert topic.delivered == [at(4), at(5), *map(at, range(7, 20)), topic.delivered[-1]]
+    assert (topic.losses, topic.rewinds) == ([], [at(19)])
+    assert writer.xlen(stream_key("a")) == 3 + 13 + 1
+    await topic_goes_on(topic, writer, *next_numbers(bytes(topic.delivered[-1])))
+
+
+@pytest.mark.parametrize(
+    ("mark", "added", "rewinds"),
+    [
+        (8, (7, 8), []),
+        (8, (7, 8, 9), []),
+        (8, (7,), [at(7)]),  # it was lost as well
+        (8, (7, 9), [at(9)]),
+    ],
+)
+async def test_who_connects_anew_before_the_mark_is_read_looks_for_the_mark(
+    needs_real_server, redis_url, client, writer, mark, added, rewinds
+):
+    topic = Watched("a")
+    add(writer, "a", 1, 2, 3)
+    await topic.open(client)
+    topic.position, topic.added_at_position = at(5), None
+    add(writer, "a", *added)
+    address = Address.from_url(redis_url)
+    group = Group(Tails(address, client, group_limit_topics=1, read_limit_events=500, timeout_s=TIMEOUT_S))
+    group.topics[topic.key] = topic
+    group._marks[topic.key] = at(mark)
+
+    async with await connect(address, name="test", timeout_s=TIMEOUT_S) as connection:
+        await group._recheck(connection)
+
+    assert (topic.losses, topic.rewinds) == ([], rewinds)
+    assert (group._marks[topic.key] == at(mark)) == (not rewinds)
+
+
+@pytest.mark.parametrize(
+    ("added", "read", "delivered", "rewinds"),
+    [
+        ((7, 8), (7,), [7], []),
+        ((7, 8, 9), (7, 8), [7, 8], []),
+        ((7,), (7,), [], [at(7)]),  # gone, and nothing is behind it
+        ((7, 9), (7, 9), [], [at(9)]),
+    ],
+)
+async def test_a_mark_that_is_gone_when_its_place_is_read_is_made_again(
+    needs_real_server, redis_url, client, writer, added, read, delivered, rewinds
+):
+    topic = Watched("a")
+    add(writer, "a", 1, 2, 3)
+    await topic.open(client)
+    topic.position, topic.added_at_position = at(5), None
+    add(writer, "a", *added)
+    address = Address.from_url(redis_url)
+    group = Group(Tails(address, client, group_limit_topics=1, read_limit_events=500, timeout_s=TIMEOUT_S))
+    group.topics[topic.key] = topic
+    group._marks[topic.key] = at(8)
+    entries = [(at(number), [b"payload", b"{}"]) for number in read]
+
+    async with await connect(address, name="test", timeout_s=TIMEOUT_S) as connection:
+        epoch_reply, proof = await connection.call(EPOCH_COMMAND, snapshot_command(topic.key))
+        await group._hand_over(connection, {topic.key: entries}, {topic.key: proof}, parse_epoch(epoch_reply))
+
+    assert (topic.delivered, topic.losses, topic.rewinds) == ([*map(at, delivered)], [], rewinds)
 
 
 async def test_of_all_who_saw_it_go_back_one_says_so(needs_real_server, start_tails, watch, writer):

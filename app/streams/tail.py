@@ -503,10 +503,10 @@ class Group:
         """From where continuity is to be proven: position, entries-added there, what was read behind it."""
         read = [entry[0] for entry in entries]
         mark = self._marks.get(topic.key)
-        if mark is None or mark not in read:
+        if mark is None or (mark not in read and mark < read[-1]):
             return topic.position, topic.added_at_position, read
-        # Whatever is missing before a mark, the mark tells of.
-        return mark, None, read[read.index(mark) + 1 :]
+        # Whatever is missing before a mark, the mark tells of; also where a read ends before it.
+        return mark, None, [one for one in read if one > mark]
 
     def _judge(
         self, topic: Tailed, entries: list[Entry], stream: Snapshot, *, held: list[StreamId] | None = None
@@ -515,8 +515,8 @@ class Group:
         if not entries or topic.epoch != stream.epoch:
             return "broken"
         last, added_at_last, read = self._unread(topic, entries)
-        if not read:
-            return "proven"  # nothing but the mark
+        if not read:  # nothing behind the mark
+            return "broken" if stream.last_generated < last else "proven"
         return continues(last, added_at_last, read, stream, held=held)
 
     async def _conclude(
@@ -528,13 +528,16 @@ class Group:
         *,
         proven: bool,
     ) -> None:
+        mark = self._marks.get(topic.key)
         if not proven:
+            if mark is not None and all(mark != event_id for event_id, _ in entries):
+                del self._marks[topic.key]  # it went the way of what it told of
             await self._lose(connection, topic, stream)
             return
-        position, added = entries[-1][0], None
-        if self._marks.pop(topic.key, None) is None:
-            added = topic.added_at_position
-        topic.added_at_position = _added_at(position, len(entries), added, stream)
+        position = entries[-1][0]
+        topic.added_at_position = _added_at(position, len(entries), topic.added_at_position, stream)
+        if mark is not None and mark <= position:
+            del self._marks[topic.key]
         rest_s = await topic.deliver(entries)
         if rest_s:
             self._resting[topic.key] = trio.current_time() + rest_s
@@ -542,10 +545,15 @@ class Group:
     async def _recheck(self, connection: Connection) -> None:
         self.recheck_wanted = False
         for topics in _slices(list(self.topics.values()), self._proofs_at_once()):
-            asked = [(topic, (bytes(topic.position.read_after),) * 2) for topic in topics]
+            places = [self._marks.get(topic.key, topic.position.read_after) for topic in topics]
+            asked = [(topic, (bytes(one),) * 2) for topic, one in zip(topics, places, strict=True)]
             for topic, stream, found in await self._look_at(connection, asked):
                 if self.topics.get(topic.key) is not topic:
                     continue
+                if topic.key in self._marks:
+                    if found and topic.epoch == stream.epoch:
+                        continue  # to be read, and what is missing before it is told by it
+                    del self._marks[topic.key]
                 decision = decide(topic.position, stream, entry_present=bool(found))
                 if topic.epoch != stream.epoch or isinstance(decision, Reload):
                     await self._lose(connection, topic, stream)
@@ -607,7 +615,8 @@ class Group:
         same_data = topic.epoch == stream.epoch
         went_back = same_data and was_rolled_back(topic.position, stream)
         # Once a mark is there, no further one: it is in the stream, and behind whoever was told by it.
-        if self._marks.pop(topic.key, None) is None and went_back:
+        is_marked = self._marks.pop(topic.key, None) is not None
+        if went_back and not is_marked:
             mark = await self._mark(connection, topic)
             if mark is not None:
                 self._marks[topic.key] = mark
@@ -615,7 +624,7 @@ class Group:
                 topic.rewind(stream)
                 return
         # Within one data set a loss concerns those who are not past it; after another, everybody.
-        await topic.lose(stream, forced=not same_data or went_back)
+        await topic.lose(stream, forced=not same_data or (went_back and not is_marked))
 
     async def _mark(self, connection: Connection, topic: Tailed) -> StreamId | None:
         """Append a `reload_required` to a stream that lost its newest events, so that also those learn of it
