@@ -24,6 +24,7 @@ REQUIREMENTS = PROJECT / "requirements-dev.txt"
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 INSTALL_LIMIT_S = 300
 SUITE_LIMIT_S = 1500
+BEGINNING_LINES = 12
 ELSEWHERE = ("bench_*", "browser", "clients", "deploy", "embedded", "packaging", "process")
 
 
@@ -97,12 +98,16 @@ def main() -> int:
     options = parser.parse_args()
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     others = [version for version in VERSIONS if version != own]
-    good = True
+    failures: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for passed, what in pool.map(lambda version: try_one(version, options.rounds), others):
             print(what, flush=True)
-            good &= passed
-    return 0 if good else 1
+            if not passed:
+                failures.append(what)
+    # Once more, for whoever sees the end only: which it was, and how it began.
+    for what in failures:
+        print("", "failed:", *what.splitlines()[:BEGINNING_LINES], sep="\n")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
