@@ -176,9 +176,10 @@ class Registry:
         union: Any = functools.reduce(operator.or_, envelopes)  # pyright: ignore
         return TypeAdapter(Annotated[union, Discriminator("event")])  # pyright: ignore
 
-    def json_schema(self) -> dict[str, Any]:
-        """JSON Schema (2020-12) of every envelope a client may receive."""
-        schema = self.envelope_adapter().json_schema()
+    def json_schema(self, at: str = "#") -> dict[str, Any]:
+        """JSON Schema (2020-12) of every envelope a client may receive; its references begin with `at`, where
+        it stands in a document."""
+        schema = self.envelope_adapter().json_schema(ref_template=f"{at}/$defs/{{model}}")
         return {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": "SseEnvelope",

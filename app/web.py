@@ -138,7 +138,16 @@ class StreamBody(RootModel[str]):
 
 class _OpenApi(OpenAPIProvider):
     """quart-schema writes application/json for every body, of which two of ours have another type, and it
-    cannot know what a topic id or an event's name may be."""
+    cannot know what a topic id or an event's name may be, nor what streams carry."""
+
+    def schema(self) -> dict[str, Any]:
+        described = super().schema()
+        services: Services = self._app.extensions["stalecast"]
+        # With definitions of its own: an application's models may be called as one of ours is.
+        envelope = services.registry.json_schema(at="#/components/schemas/SseEnvelope")
+        del envelope["$schema"]  # for a whole document: this one is OpenAPI 3.1
+        described["components"].setdefault("schemas", {})["SseEnvelope"] = envelope
+        return described
 
     def build_request_body(self, model: Any, source: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         described, components = super().build_request_body(model, source)

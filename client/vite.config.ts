@@ -13,6 +13,7 @@ export default defineConfig({
 				react: 'src/react/index.ts',
 				query: 'src/query/index.ts',
 				zod: 'src/generated/zod.ts',
+				cli: 'src/cli/main.ts',
 			},
 		},
 		rolldownOptions: {
@@ -32,8 +33,9 @@ export default defineConfig({
 	plugins: [
 		{
 			name: 'stalecast:commonjs',
-			generateBundle({ format }) {
+			generateBundle({ format }, bundle) {
 				if (format !== 'cjs') return;
+				delete bundle['cjs/cli.js']; // a command, which nobody requires
 				this.emitFile({ type: 'asset', fileName: 'cjs/package.json', source: '{ "type": "commonjs" }\n' });
 			},
 		},

@@ -754,9 +754,7 @@ def _schema(description: Any, described: Any) -> Any:
     """The schema of a body, where it stands or where it refers to."""
     (content,) = described["content"].values()
     schema = content["schema"]
-    for step in schema.get("$ref", "").split("/")[1:]:
-        schema = description = description[step]
-    return schema
+    return _at(description, schema["$ref"]) if "$ref" in schema else schema
 
 
 class _Page(HTMLParser):
@@ -1066,6 +1064,24 @@ async def test_openapi_knows_topic_ids_and_event_names(settings: MakeSettings) -
     publish = description["paths"]["/v1/topics/{topic_id}/events"]["post"]["requestBody"]
     names = publish["content"]["application/json"]["schema"]["properties"]["event"]["enum"]
     assert "argument_updated" in names
+
+
+async def test_openapi_has_what_streams_carry(settings: MakeSettings) -> None:
+    description = await (await client_of(settings()).get("/openapi.json")).get_json()
+    envelope = description["components"]["schemas"]["SseEnvelope"]
+    events = {}
+    for member in envelope["oneOf"]:
+        properties = _at(description, member["$ref"])["properties"]
+        events[properties["event"]["const"]] = set(_at(description, properties["data"]["$ref"])["properties"])
+    assert events == {"argument_updated": {"id", "reason"}, "reload_required": {"reason"}, "position": set()}
+    for reference in envelope["discriminator"]["mapping"].values():
+        assert _at(description, reference)
+
+
+def _at(document: Any, reference: str) -> Any:
+    for step in reference.split("/")[1:]:
+        document = document[step]
+    return document
 
 
 async def test_openapi_is_made_once(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@
 // The schema is read from the command in STALECAST (default: the server in this repository).
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { compile } from 'json-schema-to-typescript';
 import { jsonSchemaToZod } from 'json-schema-to-zod';
+import { runnerImport } from 'vite';
 
 const NOTICE = '// Generated from `stalecast schema` by `npm run generate`: change app/contracts.py, not this file.\n';
 const root = new URL('../../', import.meta.url);
@@ -28,32 +28,6 @@ function resolve(node, definitions) {
 	return Object.fromEntries(Object.entries(node).map(([key, value]) => [key, resolve(value, definitions)]));
 }
 
-/** Titles that pydantic derives from names say nothing, and would become a type for each field. */
-function withoutFieldTitles(node) {
-	if (Array.isArray(node)) return node.map(withoutFieldTitles);
-	if (node === null || typeof node !== 'object') return node;
-	const { title: _, ...rest } = node;
-	const kept = node.type === 'object' ? node : rest;
-	return Object.fromEntries(
-		Object.entries(kept).map(([key, value]) => [key, key === 'title' ? value : withoutFieldTitles(value)]),
-	);
-}
-
-async function writeTypes(schema) {
-	const { discriminator: _, ...rest } = withoutFieldTitles(schema);
-	const types = await compile(rest, 'SseEnvelope', {
-		bannerComment: NOTICE,
-		additionalProperties: false,
-		style: { useTabs: true, singleQuote: true, printWidth: 110 },
-	});
-	// The compiler's word for an object without members is `{}`, which to TypeScript is nearly everything.
-	const strict = types.replace(/^export interface (\w+) \{\}$/gm, 'export type $1 = { [x: string]: never };');
-	return `${strict}
-/** The data of each event that an application hears of, by its name: a position is told to nobody. */
-export type ServerEvents = { [E in SseEnvelope as Exclude<E['event'], 'position'>]: E['data'] };
-`;
-}
-
 function writeZod(schema) {
 	const { $defs, oneOf, ...rest } = schema;
 	const members = oneOf.map((member) => `\t${jsonSchemaToZod(resolve(member, $defs), { zodVersion: 4 })},\n`).join('');
@@ -67,7 +41,9 @@ ${members}]);
 }
 
 const schema = readSchema();
-const files = { 'events.ts': await writeTypes(schema), 'zod.ts': writeZod(schema) };
+// As the package's own command does it.
+const { eventTypes } = (await runnerImport(new URL('../src/cli/events.ts', import.meta.url).pathname)).module;
+const files = { 'events.ts': eventTypes(schema, { notice: NOTICE, isRegistered: false }), 'zod.ts': writeZod(schema) };
 let stale = false;
 for (const [name, text] of Object.entries(files)) {
 	const file = new URL(name, folder);

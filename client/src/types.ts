@@ -3,9 +3,9 @@
 import type { ServerEvents } from './generated/events.js';
 
 /**
- * To have your own events typed everywhere, generate them from `stalecast schema` and register them:
+ * To have your own events typed everywhere, have `npx stalecast-client types` write this for your server:
  *
- *     declare module 'stalecast-client' { interface Register { events: MyEvents } }
+ *     declare module 'stalecast-client' { interface Register { events: ServerEvents } }
  */
 // oxlint-disable-next-line typescript/no-empty-object-type: there to be merged with
 export interface Register {}
