@@ -55,6 +55,8 @@ _ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _NONE: frozenset[int] = frozenset()
 # Within this a server that streams has read what is in Redis.
 READ_LIMIT_S = 0.3
+# Of one rollback: each process may append one of its own (two servers of two workers).
+MARKS_LIMIT = 4
 
 _Finding = tuple[str, str]  # kind, detail
 
@@ -473,6 +475,9 @@ def warrant(
     if item.reason == "overflow":
         stalled = connection.stalled_s is not None and connection.stalled_s <= item.at_s
         dropped = base.behind - held.behind if held is not None else 0
+        # Marks wait with the events, and nobody may have received them.
+        rollbacks = sum(one.rollback and one.sent_s <= item.at_s for one in line.removals)
+        dropped += rollbacks * MARKS_LIMIT if dropped else 0
         if stalled or dropped > line.backlog_limit_events:
             return base, []
         return base, [("unwarranted_reload", f"{item} over {dropped} events, and the client never stalled")]

@@ -209,6 +209,10 @@ PASSES: dict[str, tuple[TopicLog, list[Connection]]] = {
         log(*range(1, 300)),
         [on(START, event(1), Reload(300, "2990-0", "overflow"))],
     ),
+    "as many as may wait, with the marks of a rollback among them": (
+        log(*range(1, 261), removals=(BACK,)),
+        [on(START, event(1), event(2), Reload(300, "2580-0", "overflow"), event(259), event(260))],
+    ),
     "garbage for a cursor": (log(1), [on(Reload(2, "10-0", "invalid_id"), cursor="x", opened_s=2)]),
     "a cursor from the future": (log(1), [on(Reload(2, "10-0", "trimmed"), cursor="99-0", opened_s=2)]),
     "in doubt, and received by nobody": (
