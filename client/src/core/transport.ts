@@ -122,7 +122,7 @@ export function attempt({ platform, url, lastEventId, options, controller, piece
 			const { status } = response;
 			isStream = status === 200 && /^text\/event-stream\s*(;|$)/i.test(response.headers.get('Content-Type')!);
 			const isLogin = status === 401 || (status === 200 && typeof source === 'function');
-			if (refresh || isStream || !isLogin) break;
+			if (isStream || !isLogin) break;
 			await response.body?.cancel();
 		}
 		const { status, headers, body } = response;

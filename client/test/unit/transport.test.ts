@@ -79,10 +79,23 @@ describe('what is not a stream', () => {
 		['429', () => new Response('', { status: 429, headers: { 'Retry-After': '7' } }), { kind: 'failed', floorMs: 7000 }],
 		['500', () => new Response('', { status: 500 }), { kind: 'failed', status: 500 }],
 		['502', () => new Response('<html>', { status: 502 }), { kind: 'failed', status: 502, floorMs: 0 }],
-		['HTML with 200', () => new Response('<html>', { headers: { 'Content-Type': 'text/html' } }), { kind: 'failed', status: 200 }],
+		['504', () => new Response('', { status: 504 }), { kind: 'failed', status: 504 }],
+		['HTML with 200', () => new Response('<html>', { headers: { 'Content-Type': 'text/html' } }), { kind: 'failed', status: 200, message: 'no event stream: 200 text/html' }],
+		...['text/event-streams', 'text/event-stream+x; a', 'x-text/event-stream'].map((type): (typeof cases)[number] => [
+			`${type} with 200`,
+			() => new Response('id: 1-1\n\n', { headers: { 'Content-Type': type } }),
+			{ kind: 'failed', status: 200 },
+		]),
+		['an event stream with 503', () => new Response('id: 1-1\n\n', { status: 503, headers: { 'Content-Type': 'text/event-stream' } }), { kind: 'failed', status: 503 }],
 	];
 	test.each(cases)('%s', async (_, answer, expected) => {
 		expect(await run(answer).outcome).toMatchObject(expected);
+	});
+
+	test.each(['text/event-stream', 'text/event-stream;charset=utf-8', 'Text/Event-Stream ; charset=utf-8'])('%s is one', async (type) => {
+		const { outcome, blocks } = run(() => new Response('id: 1-1\n\n', { headers: { 'Content-Type': type } }));
+		expect(await outcome).toMatchObject({ kind: 'ended', message: 'Error: the stream ended' });
+		expect(blocks).toEqual([{ id: '1-1' }]);
 	});
 
 	test('no network', async () => {
@@ -140,9 +153,11 @@ describe('a cursor', () => {
 			{},
 			cursor,
 		);
-		for (const piece of ['retry: 5\n\n', ': beat\n\n', 'id: 7-0\ndata: x\n\n', 'id: 8-0\ndata: y\n\n']) stream.write(piece);
+		for (const piece of ['retry: 5\n\n', ': beat\n\n', 'data: w\n\nid: 7-0\ndata: x\n\n', 'id: 8-0\ndata: y\n\n']) stream.write(piece);
 		stream.end();
 		await outcome;
+		// What has no position says none.
+		expect(blocks.shift()).toEqual({ data: 'w' });
 		return { header, blocks };
 	};
 
@@ -165,9 +180,20 @@ describe('a cursor', () => {
 test('an answer whose body cannot be read as it comes is read whole', async () => {
 	const text = updated('2-0', 'a');
 	const answer = () => ({ status: 200, headers: new Headers({ 'Content-Type': 'text/event-stream' }), text: async () => text });
-	const { outcome, blocks } = run(answer as unknown as Answer);
-	expect((await outcome).kind).toBe('ended');
-	expect(blocks).toMatchObject([{ id: '2-0' }]);
+	let count = 0;
+	const refusedAtFirst = () => (count++ ? answer() : { status: 401, headers: new Headers() });
+	for (const from of [answer, refusedAtFirst]) {
+		const { outcome, blocks } = run(from as unknown as Answer);
+		expect(await outcome).toEqual({ kind: 'ended', message: 'Error: the stream ended' });
+		expect(blocks).toMatchObject([{ id: '2-0' }]);
+	}
+});
+
+test('the request is for an event stream, and for one that no cache has', async () => {
+	let sent!: RequestInit;
+	await run((_, init) => ((sent = init), new Response('', { status: 500 })), { headers: { Accept: 'text/html', X: 'y' } }).outcome;
+	const headers = new Headers(sent.headers);
+	expect([headers.get('Accept'), headers.get('X'), sent.cache]).toEqual(['text/event-stream', 'y', 'no-store']);
 });
 
 test('a signal without reasons, as React Native has it, says all the same why an attempt ended', async () => {
@@ -195,6 +221,19 @@ describe('headers', () => {
 		stream.end();
 		expect((await outcome).kind).toBe('ended');
 		expect(blocks).toEqual([{ id: '1-1' }]);
+	});
+
+	test('are not asked for anew where they are not to blame', async () => {
+		const answers: [number, string][] = [[200, 'text/event-stream'], [404, 'text/html'], [503, 'text/html']];
+		for (const [status, type] of answers) {
+			const headers = vi.fn(() => ({}));
+			const answer = vi.fn(() => new Response('id: 1-1\n\n', { status, headers: { 'Content-Type': type } }));
+			await run(answer, { headers }).outcome;
+			expect([headers.mock.calls.length, answer.mock.calls.length]).toEqual([1, 1]);
+		}
+		const page = vi.fn(() => new Response('<form>', { headers: { 'Content-Type': 'text/html' } }));
+		await run(page, { headers: { X: 'y' } }).outcome;
+		expect(page).toHaveBeenCalledTimes(1);
 	});
 
 	test('are asked for anew, once more after a 401, and the second 401 is final', async () => {
@@ -250,7 +289,7 @@ describe('silence', () => {
 	test('no answer at all is mute', async () => {
 		const { outcome } = run(() => new Promise(() => {}));
 		await vi.advanceTimersByTimeAsync(8000);
-		expect((await outcome).kind).toBe('mute');
+		expect(await outcome).toEqual({ kind: 'mute', message: 'nothing came' });
 	});
 
 	test('headers alone are mute', async () => {
@@ -269,7 +308,7 @@ describe('silence', () => {
 		}
 		expect(pieces()).toBe(5);
 		await vi.advanceTimersByTimeAsync(5000);
-		expect((await outcome).kind).toBe('silent');
+		expect(await outcome).toEqual({ kind: 'silent', message: 'silence' });
 		expect(stream.isAborted).toBe(true);
 	});
 
