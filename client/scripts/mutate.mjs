@@ -2,10 +2,12 @@
  * Changes the source, one small thing at a time, and tells of each change that no test noticed, unless it is explained
  * in `mutate.explained.mjs`. `npm run mutate -- src/polling.ts ...`; without files it takes all, and an hour or two.
  *
- * First the units run; only what they let pass meets the cases of web-platform-tests and the model too, which are slow.
+ * First only the tests of the client and of the files themselves run; what they let pass meets all units, the cases of
+ * web-platform-tests and the model too, which are slow.
  */
 
 import { readFileSync } from 'node:fs';
+import { basename } from 'node:path';
 import { Stryker } from '@stryker-mutator/core';
 import { explained } from './mutate.explained.mjs';
 
@@ -13,9 +15,9 @@ const ALL = ['src/**/*.{ts,tsx}', '!src/generated/**', '!src/**/index.ts'];
 
 process.env.MODEL_RUNS ??= '100';
 
-/** Each mutant of `mutate`, as it fared with the tests of these projects (see `vitest.config.ts`). */
-function run(mutate, projects) {
-	process.env.MUTATE_PROJECTS = projects;
+/** Each mutant of `mutate`, as it fared with the unit tests of these names; without names, with all tests. */
+function run(mutate, names = []) {
+	process.env.MUTATE_TESTS = names.join();
 	return new Stryker({
 		mutate,
 		testRunner: 'vitest',
@@ -28,8 +30,9 @@ function run(mutate, projects) {
 		timeoutMS: 20_000,
 		ignorePatterns: ['dist', 'example'],
 		tempDirName: 'node_modules/.cache/stryker',
+		// What neither the source nor its tests have changed is not tried again.
 		incremental: true,
-		incrementalFile: `node_modules/.cache/mutate-${projects}.json`,
+		incrementalFile: `node_modules/.cache/mutate-${names.length ? 'first' : 'all'}.json`,
 		warnings: { slow: false },
 	}).runMutationTest();
 }
@@ -40,10 +43,10 @@ const rangeOf = ({ fileName, location: { start, end } }) =>
 const keyOf = (mutant) => `${rangeOf(mutant)} ${mutant.replacement}`;
 
 const asked = process.argv.slice(2);
-const all = await run(asked.length ? asked : ALL, 'unit');
+const all = await run(asked.length ? asked : ALL, asked.length ? ['client', ...asked.map((file) => basename(file).replace(/\..*/, ''))] : ['*']);
 let alive = all.filter(isAlive);
 if (alive.length) {
-	const later = new Map((await run([...new Set(alive.map(rangeOf))], 'wpt,model')).map((mutant) => [keyOf(mutant), mutant]));
+	const later = new Map((await run([...new Set(alive.map(rangeOf))])).map((mutant) => [keyOf(mutant), mutant]));
 	alive = alive.filter((mutant) => isAlive(later.get(keyOf(mutant)) ?? mutant));
 }
 
