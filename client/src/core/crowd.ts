@@ -26,10 +26,7 @@ export const note = (client: object, url: string, isWanted: boolean): void =>
 		const isShared = ['navigation', 'resource'].some((type) =>
 			performance
 				.getEntriesByType?.(type)
-				.some((entry) => {
-					const { name, nextHopProtocol = '' } = entry as Partial<PerformanceResourceTiming>;
-					return name?.startsWith(`${host}/`) && /^h[23]/.test(nextHopProtocol);
-				}),
+				.some((entry) => entry.name.startsWith(`${host}/`) && /h[23]/.test((entry as PerformanceResourceTiming).nextHopProtocol)),
 		);
 		if (isShared) return undefined;
 		return `${CROWD} streams from ${host || 'one host'}. Over HTTP/1.1 the sixth makes every request wait for ever: serve them by HTTP/2, or use fewer topics`;

@@ -49,11 +49,12 @@ const turn = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
 describe('events', () => {
 	test('are dispatched in order, and the cursor is sent at the next connect', async () => {
 		const { sse, streams, requests, told } = start();
+		expect([sse.lastEventId, sse.hasBegun]).toEqual(['', false]);
 		await turn();
-		expect(sse.status).toBe('connecting');
+		expect([sse.status, sse.getSnapshot()]).toEqual(['connecting', 'connecting']);
 		streams[0]!.write('retry: 100\n\nid: 1-0\n\n');
 		await turn();
-		expect([sse.status, sse.readyState, sse.lastEventId]).toEqual(['live', 1, '1-0']);
+		expect([sse.status, sse.readyState, sse.lastEventId, sse.hasBegun]).toEqual(['live', 1, '1-0', true]);
 		streams[0]!.write(updated('2-0', 'a') + updated('3-0', 'b'));
 		streams[0]!.end();
 		await turn();
@@ -557,6 +558,7 @@ describe('addresses', () => {
 		expect(made('/s', { document: { baseURI: 'https://a.test/b/', hidden: false }, ...at('https://c.test/') })).toBe('https://a.test/s');
 		expect(made('s', at('https://a.test/js/worker.js'))).toBe('https://a.test/js/s');
 		expect(made('/s?x', at('blob:https://a.test/0f6c'))).toBe('https://a.test/s?x');
+		expect(made('s', at('https://a.test/blob:/app'))).toBe('https://a.test/blob:/s');
 		expect(made('https://b.test/s', at('data:text/javascript,0'))).toBe('https://b.test/s');
 		expect(made('/s', {})).toBe('/s');
 	});

@@ -14,11 +14,14 @@ afterEach(() => {
 	vi.unstubAllGlobals();
 });
 
-const entry = (nextHopProtocol: string) => [{ name: 'https://many.test/app.js', nextHopProtocol }];
+const others = [['https://other.test/a.js', 'h2'], ['https://many.test.other.test/', 'h3'], ['https://many.test/old.js', undefined]];
 
-function open(count: number, protocol?: string, host = 'https://many.test') {
+/** `kind`: of what the browser has loaded from this host. */
+function open(count: number, protocol?: string, host = 'https://many.test', kind = 'resource') {
 	const platform = testPlatform(() => new Promise(() => {}));
-	vi.stubGlobal('performance', { getEntriesByType: protocol === undefined ? undefined : () => entry(protocol), now: () => 0 });
+	const loaded = [...others, ['https://many.test/app.js', protocol]].map(([name, nextHopProtocol]) => ({ name, nextHopProtocol }));
+	const getEntriesByType = protocol === undefined ? undefined : (type: string) => (type === kind ? loaded : []);
+	vi.stubGlobal('performance', { getEntriesByType, now: () => 0 });
 	const clients = Array.from({ length: count }, (_, topic) => new SSEClient(`${host}/${topic}`, {}, platform));
 	for (const sse of clients) sse.connect();
 	return () => clients.forEach((sse) => sse.close());
@@ -29,13 +32,28 @@ test.each([undefined, '', 'http/1.1'])('the fourth stream of a host is said, onc
 	expect(say).not.toHaveBeenCalled();
 	const closeMore = open(2, protocol);
 	expect(say.mock.calls).toEqual([[expect.stringContaining('4 streams from https://many.test'), '']]);
-	close();
 	closeMore();
+	close();
+	expect(say).toHaveBeenCalledTimes(1);
 });
 
 test.each(['h2', 'h3'])('%s carries many', (protocol) => {
-	open(6, protocol)();
+	for (const kind of ['navigation', 'resource']) open(6, protocol, undefined, kind)();
 	expect(say).not.toHaveBeenCalled();
+});
+
+test('a client counts once, however many ask it for its stream', () => {
+	const close = open(3);
+	const sse = new SSEClient('https://many.test/again', {}, testPlatform(() => new Promise(() => {})));
+	for (let asks = 0; asks < 3; asks++) sse.connect();
+	expect(say).toHaveBeenCalledTimes(1);
+	close();
+	sse.close();
+});
+
+test('where the host is unknown, it is one', () => {
+	open(4, undefined, '/of?https://x.test')();
+	expect(say.mock.calls).toEqual([[expect.stringContaining('4 streams from one host. Over HTTP/1.1'), '']]);
 });
 
 test('each host has its own, and what was closed does not count', () => {

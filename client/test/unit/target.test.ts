@@ -52,6 +52,8 @@ test('a listener that throws keeps nothing from the others; each is told once', 
 		throw new Error('oops');
 	};
 	const listener = () => told.push('one');
+	target.dispatchEvent(createEvent('x'));
+	target.removeEventListener('x', listener);
 	target.addEventListener('x', throws);
 	target.addEventListener('x', listener);
 	target.addEventListener('x', listener);
