@@ -105,9 +105,9 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
 		this.url = resolve(url, platform);
 		this.scope = scope;
 		this.#feed = createFeed(platform, (envelope) => {
-			this.dispatchEvent(
-				envelope ? createMessage(envelope, this.lastEventId) : createEvent('began'),
-			);
+			for (const type of envelope ? ['message', NAMED + envelope.event] : ['began']) {
+				this.dispatchEvent(createMessage(type, envelope, this.lastEventId));
+			}
 		});
 		const isShared = shareTabs && (!options.headers || options.scope !== undefined);
 		const group = isShared ? groupName(this.url, this.scope) : undefined;
@@ -196,16 +196,14 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
 		this.#stop(undefined);
 	}
 
-	/** Called for every event of that name. Returns what ends it. */
+	/** Called for every event of that name, after whoever listens to `message`. Returns what ends it. */
 	on<K extends keyof E & string>(event: K, handler: Handler<E[K]>): () => void {
-		return this.#listen('message', ({ data: envelope, lastEventId }) => {
-			if (envelope.event === event) handler(envelope.data as E[K], lastEventId);
-		});
+		return this.#listen(NAMED + event, ({ data, lastEventId }) => handler(data.data, lastEventId));
 	}
 
-	#listen<K extends keyof ClientEvents<E>>(type: K, listener: (event: ClientEvents<E>[K]) => void): () => void {
-		this.addEventListener(type, listener);
-		return () => this.removeEventListener(type, listener);
+	#listen(type: string, listener: (event: any) => void): () => void {
+		this.addEventListener(type as 'message', listener);
+		return () => this.removeEventListener(type as 'message', listener);
 	}
 
 	/**
@@ -239,5 +237,8 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
 		this.#tabs.want(isWanted);
 	}
 }
+
+/** Before an event's name, the type under which `on` listens: the target has the table of who is to be called. */
+const NAMED = ':';
 
 const READY_STATES: Partial<Record<Status, 0 | 1 | 2>> = { live: 1, follower: 1, polling: 1, unauthorized: 2, closed: 2 };

@@ -30,7 +30,7 @@ export const Target = (globalThis.EventTarget ?? PlainTarget) as typeof EventTar
 export const createEvent = (type: string, more?: object): Event =>
 	Object.assign(globalThis.Event ? new Event(type) : { type }, more) as Event;
 
-export const createMessage = (data: unknown, lastEventId: string): Event => {
+export const createMessage = (type: string, data: unknown, lastEventId: string): MessageEvent => {
 	const parts = { data, lastEventId };
-	return globalThis.MessageEvent ? new MessageEvent('message', parts) : createEvent('message', parts);
+	return (globalThis.MessageEvent ? new MessageEvent(type, parts) : createEvent(type, parts)) as MessageEvent;
 };

@@ -1,10 +1,14 @@
 /** What an event means for TanStack Query's cache: which queries go stale, and when the cursor may follow. */
 
-import type { Query, QueryClient, QueryKey } from '@tanstack/react-query';
 import type { EventMap, SSEClient } from '../core/client.js';
 import { RELOAD, type RegisteredEvents } from '../types.js';
-import { Coalescer, type Target } from './coalesce.js';
+import { type CoalesceHost, Coalescer } from './coalesce.js';
 import { Race } from './race.js';
+import { report } from './report.js';
+import { fetchQuery, isWanted, Spread } from './spread.js';
+import { createSweep, type Sweep } from './sweep.js';
+import type { QueryClient, QueryKey } from './tanstack.js';
+import { indexTargets, type Target } from './targets.js';
 
 export interface BindOptions<E extends EventMap = RegisteredEvents> {
 	/** For each event, the keys of what it makes stale; a key stands for every query that begins with it. */
@@ -14,10 +18,15 @@ export interface BindOptions<E extends EventMap = RegisteredEvents> {
 	/** One key is fetched at most this often, in ms. Default: 1000. */
 	minIntervalMs?: number;
 	/**
-	 * After `reload_required`, which reaches every browser at once, each fetches at a moment drawn from this
+	 * After `reload_required`, which reaches every browser at once, each query is fetched at a moment drawn from this
 	 * long, in ms. Default: 2000.
 	 */
 	reloadJitterMs?: number;
+	/**
+	 * Where everything bound went stale, so many of its fetches are under way at once; one that takes longer than 5 s no
+	 * longer counts. Default: 6, as many as a browser has connections to a host over HTTP/1.1.
+	 */
+	reloadConcurrency?: number;
 }
 
 /** Call it to unbind. */
@@ -35,6 +44,7 @@ export interface Binding {
 
 const DEFAULT_MIN_INTERVAL_MS = 1000;
 const DEFAULT_RELOAD_JITTER_MS = 2000;
+const DEFAULT_RELOAD_CONCURRENCY = 6;
 
 /**
  * From now on, every event of `sse` invalidates what it names in `queryClient`: active queries are fetched at
@@ -49,33 +59,38 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 	queryClient: QueryClient,
 	options: BindOptions<E>,
 ): Binding {
-	const { keys, minIntervalMs = DEFAULT_MIN_INTERVAL_MS, reloadJitterMs = DEFAULT_RELOAD_JITTER_MS } = options;
-	const bound: Target[] = options.bound?.map((queryKey) => ({ queryKey })) ?? [{}];
+	const {
+		keys,
+		minIntervalMs = DEFAULT_MIN_INTERVAL_MS,
+		reloadJitterMs = DEFAULT_RELOAD_JITTER_MS,
+		reloadConcurrency = DEFAULT_RELOAD_CONCURRENCY,
+	} = options;
+	const bound: Target[] = options.bound?.map((queryKey) => ({ queryKey, minIntervalMs })) ?? [{ minIntervalMs }];
 	const issuing = issuingOf(sse as unknown as SSEClient<EventMap>, queryClient);
 	const { coalescer } = issuing;
+	issuing.spread.limit = reloadConcurrency;
 
-	const allStale = () => {
-		for (const target of bound) coalescer.add(target, minIntervalMs);
+	const markAll = (jitterMs: number) => {
+		for (const target of bound) coalescer.add({ ...target, jitterMs });
 	};
+	const allStale = () => markAll(0);
+	const onLost = () => markAll(reloadJitterMs); // perhaps in every browser at once
 	const onMessage = ({ data: { event, data } }: { data: { event: string; data: unknown } }) => {
 		// Also where it names nothing: the cursor follows.
 		coalescer.gather();
-		if (event === RELOAD) {
-			issuing.markStale(bound);
-			for (const target of bound) coalescer.schedule(target, minIntervalMs, Math.random() * reloadJitterMs);
-		}
+		if (event === RELOAD) markAll(reloadJitterMs);
 		try {
-			for (const queryKey of keys[event as keyof E]?.(data as E[keyof E]) ?? []) coalescer.add({ queryKey }, minIntervalMs);
+			for (const queryKey of keys[event as keyof E]?.(data as E[keyof E]) ?? []) coalescer.add({ queryKey, minIntervalMs });
 		} catch (error) {
 			allStale(); // which of it, nobody can say
-			reportError(error);
+			report(error);
 		}
 	};
 
 	if (sse.hasBegun && issuing.unbound.get(keys) !== sse.lastEventId) allStale();
 	sse.addEventListener('message', onMessage);
 	sse.addEventListener('began', allStale);
-	sse.addEventListener('lost', allStale);
+	sse.addEventListener('lost', onLost);
 	issuing.retain();
 
 	let isBound = true;
@@ -84,7 +99,7 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 		isBound = false;
 		sse.removeEventListener('message', onMessage);
 		sse.removeEventListener('began', allStale);
-		sse.removeEventListener('lost', allStale);
+		sse.removeEventListener('lost', onLost);
 		coalescer.endFrame();
 		issuing.unbound.set(keys, sse.lastEventId);
 		issuing.release();
@@ -101,13 +116,16 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
  * What all bindings of one stream to one cache share, also over time: how far invalidations were issued, which
  * fetches are in doubt, and what is still to be fetched.
  */
-class Issuing {
+class Issuing implements CoalesceHost {
 	/** Only the end of a frame moves it: everything up to it is marked stale. */
 	lastEventId: string;
 	/** Where each set of keys was unbound. */
 	readonly unbound = new WeakMap<object, string>();
 	readonly coalescer: Coalescer;
+	/** For what is fetched because everything is stale. */
+	readonly spread: Spread;
 	#race: Race;
+	#sweep: Sweep;
 	#bindings = 0;
 	#document = globalThis.document as Document | undefined;
 
@@ -116,33 +134,49 @@ class Issuing {
 		private readonly queryClient: QueryClient,
 	) {
 		this.lastEventId = sse.lastEventId;
-		this.coalescer = new Coalescer({
-			markStale: (targets) => {
-				this.markStale(targets);
-				this.lastEventId = sse.lastEventId;
-			},
-			refetch: (target) => {
-				// Not cancelled: fetches that take longer than events are apart would never end. Which of them
-				// began too early, `#race` knows.
-				void queryClient.refetchQueries({ ...target, type: 'active' }, { cancelRefetch: false });
-			},
-			isHidden: () => !!this.#document?.hidden,
-		});
-		this.#race = new Race(({ queryKey }) => this.coalescer.schedule({ queryKey, exact: true }, 0));
+		this.coalescer = new Coalescer(this);
+		this.spread = new Spread(this.coalescer);
+		this.#sweep = createSweep(queryClient);
+		this.#race = new Race((query) => this.spread.add(query));
 	}
 
-	/** At once, and without fetching. */
-	markStale(targets: readonly Target[]): void {
-		const cache = this.queryClient.getQueryCache();
-		for (const target of targets) {
-			for (const query of cache.findAll(target)) this.#race.watch(query as Query);
-			void this.queryClient.invalidateQueries({ ...target, refetchType: 'none' });
+	/** Without fetching. */
+	markStale(targets: Target[], done: () => void): void {
+		const lastEventId = this.sse.lastEventId;
+		const follow = () => {
+			this.lastEventId = lastEventId;
+			done();
+		};
+		if (!targets.length) return follow();
+		const isMeant = indexTargets(targets);
+		this.#sweep((query) => {
+			if (!isMeant(query)) return;
+			this.#race.watch(query);
+			query.invalidate();
+		}, follow);
+	}
+
+	refetch(targets: Target[]): void {
+		for (const isSpread of [false, true]) {
+			const group = targets.filter(({ jitterMs }) => (jitterMs !== undefined) === isSpread);
+			if (!group[0]) continue;
+			const { jitterMs } = group[0];
+			const isMeant = indexTargets(group);
+			this.#sweep((query) => {
+				if (!isMeant(query) || !isWanted(query)) return;
+				if (isSpread || this.coalescer.isPaused) this.spread.add(query, jitterMs);
+				else void fetchQuery(query);
+			});
 		}
+	}
+
+	isHidden(): boolean {
+		return !!this.#document?.hidden;
 	}
 
 	isDoubtful(queryHash: string): boolean {
 		const query = this.queryClient.getQueryCache().get(queryHash);
-		return !!query && this.#race.isOpen(query as Query);
+		return !!query && this.#race.isOpen(query);
 	}
 
 	seed(lastEventId: string): boolean {
@@ -154,7 +188,7 @@ class Issuing {
 	retain(): void {
 		if (this.#bindings++) return;
 		this.#document?.addEventListener('visibilitychange', this.#onShown);
-		this.coalescer.resume();
+		this.#resume();
 	}
 
 	release(): void {
@@ -163,8 +197,13 @@ class Issuing {
 		this.coalescer.pause();
 	}
 
+	#resume(): void {
+		this.coalescer.resume();
+		this.spread.run();
+	}
+
 	#onShown = () => {
-		if (!this.#document?.hidden) this.coalescer.resume();
+		if (!this.isHidden()) this.#resume();
 	};
 }
 

@@ -4,50 +4,47 @@
  * Being called stale costs nothing and is never put off beyond the frame; being fetched costs a request.
  */
 
-import type { QueryKey } from '@tanstack/react-query';
-
-/** Queries whose keys begin so; with `exact`, the one query. Every query without a key. */
-export interface Target {
-	queryKey?: QueryKey;
-	exact?: boolean;
-}
+import { nameOf, type Target } from './targets.js';
 
 export interface CoalesceHost {
-	/** Of all that was gathered in a frame, perhaps nothing. */
-	markStale(targets: Target[]): void;
-	refetch(target: Target): void;
+	/** Of all that was gathered in a frame, perhaps nothing; `done` when all of it is marked. */
+	markStale(targets: Target[], done: () => void): void;
+	/** All that is due at this moment. */
+	refetch(targets: Target[]): void;
 	isHidden(): boolean;
 }
 
-interface Waiting {
-	target: Target;
-	minIntervalMs: number;
+interface Key {
+	/** When it may be fetched next, by a clock that nobody sets. */
+	turn: number;
+	/** What is to be fetched: at its turn, when the page is shown, or when somebody is bound again. */
+	waiting?: Target | undefined;
 }
 
 type Timer = ReturnType<typeof setTimeout>;
 
 const FRAME_MS = 16;
-/** Keys whose last fetch is remembered; beyond it those are dropped that no longer matter. */
-const REMEMBERED_LIMIT_KEYS = 1000;
-
-const nameOf = (target: Target): string => JSON.stringify([target.queryKey, target.exact]);
 
 export class Coalescer {
-	/** Gathered in this frame. */
-	#gathered = new Map<string, Waiting>();
+	/** Gathered in this frame, or since the marking of the last began. */
+	#gathered = new Map<string, Target>();
 	#frame: Timer | undefined;
-	/** To be fetched: at their turn, when the page is shown, or when somebody is bound again. */
-	#waiting = new Map<string, Waiting>();
-	#timers = new Map<string, Timer>();
-	/** When the next fetch of a key may be, by a clock that nobody sets. */
-	#turns = new Map<string, number>();
-	#isPaused = false;
+	#isMarking = false;
+	/** Those that wait, or were fetched a short while ago. */
+	#keys = new Map<string, Key>();
+	#timer: Timer | undefined;
+	#isReleased = false;
 
 	constructor(private readonly host: CoalesceHost) {}
 
+	/** Nothing is fetched. */
+	get isPaused(): boolean {
+		return this.#isReleased || this.host.isHidden();
+	}
+
 	/** Stale from the end of this frame on, and fetched as soon as may be. */
-	add(target: Target, minIntervalMs: number): void {
-		this.#gathered.set(nameOf(target), { target, minIntervalMs });
+	add(target: Target): void {
+		this.#gathered.set(nameOf(target), target);
 		this.gather();
 	}
 
@@ -59,46 +56,51 @@ export class Coalescer {
 	endFrame(): void {
 		clearTimeout(this.#frame);
 		this.#frame = undefined;
-		const gathered = [...this.#gathered.values()];
+		if (this.#isMarking) return this.gather(); // one after the other: the cursor follows both
+		this.#isMarking = true;
+		const gathered = [...this.#gathered];
 		this.#gathered.clear();
-		this.host.markStale(gathered.map(({ target }) => target));
-		for (const { target, minIntervalMs } of gathered) this.schedule(target, minIntervalMs);
-	}
-
-	/** Fetch what is stale already: after `delayMs`, and when it is this key's turn. */
-	schedule(target: Target, minIntervalMs: number, delayMs = 0): void {
-		const name = nameOf(target);
-		this.#waiting.set(name, { target, minIntervalMs });
-		if (this.#isPaused || this.#timers.has(name)) return;
-		const waitMs = Math.max(delayMs, (this.#turns.get(name) ?? 0) - performance.now());
-		if (waitMs <= 0) this.#fetch(name);
-		else this.#timers.set(name, setTimeout(() => this.#fetch(name), waitMs));
+		const done = () => {
+			this.#isMarking = false;
+			for (const [name, waiting] of gathered) {
+				this.#keys.set(name, { turn: this.#keys.get(name)?.turn ?? 0, waiting });
+			}
+			this.#fetchDue();
+		};
+		this.host.markStale(gathered.map(([, target]) => target), done);
 	}
 
 	/** What waits for nothing but this is fetched: the page is shown, or somebody is bound again. */
 	resume(): void {
-		this.#isPaused = false;
-		for (const name of this.#waiting.keys()) if (!this.#timers.has(name)) this.#fetch(name);
+		this.#isReleased = false;
+		this.#fetchDue();
 	}
 
 	/** Fetch nothing until `resume`. */
 	pause(): void {
-		this.#isPaused = true;
+		this.#isReleased = true;
 		if (this.#frame !== undefined) this.endFrame();
-		for (const timer of this.#timers.values()) clearTimeout(timer);
-		this.#timers.clear();
 	}
 
-	#fetch(name: string): void {
-		this.#timers.delete(name);
-		const waiting = this.#waiting.get(name);
-		if (!waiting || this.host.isHidden()) return;
-		this.#waiting.delete(name);
+	#fetchDue(): void {
+		clearTimeout(this.#timer);
+		if (this.isPaused) return;
 		const now = performance.now();
-		this.#turns.set(name, now + waiting.minIntervalMs);
-		if (this.#turns.size > REMEMBERED_LIMIT_KEYS) {
-			for (const [other, turn] of this.#turns) if (turn <= now) this.#turns.delete(other);
+		const due: Target[] = [];
+		let next = Infinity;
+		for (const [name, key] of this.#keys) {
+			if (key.turn > now) {
+				if (key.waiting) next = Math.min(next, key.turn);
+			} else if (key.waiting) {
+				due.push(key.waiting);
+				// Turns that are near each other come together: each costs a pass over the cache.
+				key.turn = Math.ceil((now + key.waiting.minIntervalMs) / FRAME_MS) * FRAME_MS;
+				key.waiting = undefined;
+			} else {
+				this.#keys.delete(name);
+			}
 		}
-		this.host.refetch(waiting.target);
+		if (next < Infinity) this.#timer = setTimeout(() => this.#fetchDue(), next - now);
+		if (due.length) this.host.refetch(due);
 	}
 }

@@ -7,7 +7,7 @@
  * settles.
  */
 
-import type { Query } from '@tanstack/react-query';
+import type { Query } from './tanstack.js';
 
 export class Race {
 	#fetches = new Map<Query, Promise<unknown>>();

@@ -47,6 +47,24 @@ function start(options: SSEClientOptions = {}, changes: Partial<Platform> = {}, 
 const turn = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
 
 describe('events', () => {
+	test('a handler costs nothing where another event is told', async () => {
+		const { sse, streams } = start();
+		await turn();
+		let calls = 0;
+		const add = vi.spyOn(sse, 'addEventListener').mockImplementation(function (this: EventTarget, type, listener) {
+			const counted = (event: any) => {
+				calls++;
+				(listener as (event: any) => void)(event);
+			};
+			EventTarget.prototype.addEventListener.call(this, type, counted);
+		});
+		for (let count = 0; count < 200; count++) sse.on(`other_${count}` as 'argument_updated', () => {});
+		add.mockRestore();
+		streams[0]!.write(`id: 1-0\n\n${updated('2-0', 'a')}`);
+		await turn();
+		expect(calls).toBe(0);
+	});
+
 	test('are dispatched in order, and the cursor is sent at the next connect', async () => {
 		const { sse, streams, requests, told } = start();
 		expect([sse.lastEventId, sse.hasBegun]).toEqual(['', false]);

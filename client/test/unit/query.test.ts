@@ -199,6 +199,73 @@ describe('binding', () => {
 		expect(page.queryClient.getQueryState(['other'])?.isInvalidated).toBe(false);
 	});
 
+	test('reload_required: fetches are spread, few at once, and one that never ends keeps nothing from the others', async () => {
+		const page = await live({ options: { reloadConcurrency: 3 } });
+		const ids = Array.from({ length: 40 }, (_, number) => String(number));
+		for (const id of ids) page.show(id);
+		await turn(2000);
+		page.fetches.length = 0;
+		page.slow(100_000);
+		vi.spyOn(Math, 'random').mockImplementation(() => (page.queryClient.isFetching() + 1) / 100);
+		page.write(reload('5-0'));
+		await turn(FRAME_MS);
+		expect(page.fetches).toEqual([]);
+		await turn(1000);
+		expect(page.fetches.length).toBe(3);
+		await turn(5000);
+		expect(page.fetches.length).toBe(6);
+		vi.restoreAllMocks();
+		page.slow(100);
+		await turn(5000);
+		let most = 0;
+		for (let count = 0; count < 200; count++) {
+			await turn(20);
+			most = Math.max(most, page.queryClient.isFetching());
+		}
+		expect(most).toBeLessThanOrEqual(3 + 6);
+		expect([...page.fetches].sort()).toEqual([...ids].sort());
+	});
+
+	test('reload_required: each query draws its own moment', async () => {
+		const page = await live({ options: { reloadJitterMs: 1000 } });
+		for (const id of ['a', 'b', 'c']) page.show(id);
+		await turn(2000);
+		page.fetches.length = 0;
+		const draws = [0.9, 0.1, 0.5];
+		vi.spyOn(Math, 'random').mockImplementation(() => draws.shift() ?? 0);
+		page.write(reload('5-0'));
+		await turn(FRAME_MS + 150);
+		expect(page.fetches).toEqual(['b']);
+		await turn(400);
+		expect(page.fetches).toEqual(['b', 'c']);
+		await turn(400);
+		expect(page.fetches).toEqual(['b', 'c', 'a']);
+		vi.restoreAllMocks();
+	});
+
+	test('reload_required: what was left or fetched before its turn is not fetched, what is hidden when it is shown', async () => {
+		const page = await live();
+		const leave = page.show('a');
+		for (const id of ['b', 'c']) page.show(id);
+		await turn(2000);
+		page.fetches.length = 0;
+		vi.spyOn(Math, 'random').mockReturnValue(0.5);
+		page.write(reload('5-0'));
+		await turn(500);
+		leave();
+		page.change('b', '6-0');
+		await turn(FRAME_MS);
+		expect(page.fetches).toEqual(['b']);
+		hide(true);
+		await turn(3000);
+		expect(page.fetches).toEqual(['b']);
+		hide(false);
+		await turn();
+		expect(page.fetches).toEqual(['b', 'c']);
+		expect(page.queryClient.getQueryState(['item', 'a'])?.isInvalidated).toBe(true);
+		vi.restoreAllMocks();
+	});
+
 	test('a stream that begins here calls stale what was fetched before', async () => {
 		const page = start({ cursor: '' });
 		page.show('a');
@@ -248,6 +315,124 @@ describe('binding', () => {
 		expect(page.data('a')).toBe(1);
 		unbind();
 		unbind();
+	});
+});
+
+describe('a large cache', () => {
+	/** Every look at the clock takes so long, so that a slice ends after few queries; tasks are fake timers. */
+	function slowDown(lookMs: number) {
+		vi.stubGlobal('MessageChannel', undefined);
+		const now = performance.now.bind(performance);
+		let addedMs = 0;
+		vi.spyOn(performance, 'now').mockImplementation(() => now() + (addedMs += lookMs));
+	}
+	afterEach(() => {
+		vi.restoreAllMocks();
+		vi.unstubAllGlobals();
+	});
+	const isStale = (page: { queryClient: QueryClient }) =>
+		page.queryClient.getQueryCache().getAll().map(({ state }) => state.isInvalidated);
+
+	test('is gone through once for a batch, however many keys it names', async () => {
+		const page = await live();
+		let reads = 0;
+		for (let item = 0; item < 300; item++) {
+			page.queryClient.setQueryData(['item', `${item}`], 0);
+			const query = page.queryClient.getQueryCache().find({ queryKey: ['item', `${item}`] })!;
+			const { queryKey } = query;
+			Object.defineProperty(query, 'queryKey', { get: () => (reads++, queryKey) });
+		}
+		const cache = page.queryClient.getQueryCache();
+		const passes = [vi.spyOn(cache, 'getAll'), vi.spyOn(cache, 'findAll')];
+		page.write(Array.from({ length: 300 }, (_, item) => updated(`2-${item}`, `${item}`)).join(''));
+		await turn(FRAME_MS);
+		expect(isStale(page)).not.toContain(false);
+		expect(reads).toBeLessThanOrEqual(4 * 300);
+		expect(passes[0]!.mock.calls.length + passes[1]!.mock.calls.length).toBeLessThan(20);
+	});
+
+	test('is marked in slices, and the cursor follows the last', async () => {
+		const page = await live();
+		const ids = ['a', 'b', 'c', 'd', 'e'];
+		for (const id of ids) page.queryClient.setQueryData(['item', id], 0);
+		slowDown(3);
+		page.write(ids.map((id, seq) => updated(`2-${seq}`, id)).join(''));
+		const seen = new Map<number, string>();
+		while (page.unbind.lastEventId !== '2-4') {
+			await vi.advanceTimersToNextTimerAsync();
+			seen.set(isStale(page).filter(Boolean).length, page.unbind.lastEventId);
+		}
+		expect(seen.size).toBeGreaterThan(2);
+		for (const [marked, lastEventId] of seen) expect([marked, lastEventId]).toEqual([marked, marked < 5 ? '1-0' : '2-4']);
+	});
+
+	test('a fetch under way is repeated, whether it ends before its query is marked or after', async () => {
+		const page = await live();
+		const ids = ['a', 'b', 'c', 'd', 'e', 'f'];
+		for (const id of ids) page.show(id);
+		await turn(2000);
+		page.slow(30);
+		void page.queryClient.refetchQueries({ queryKey: ['item'] });
+		page.write(ids.map((id, seq) => (page.database.set(id, 7), updated(`2-${seq}`, id))).join(''));
+		slowDown(3);
+		// A task takes its time: some fetches end between two slices.
+		vi.stubGlobal('MessageChannel', class {
+			port1 = { onmessage: () => {}, close: () => {} };
+			port2 = { postMessage: () => setTimeout(() => this.port1.onmessage(), 5) };
+		});
+		await turn(3000);
+		expect(ids.map(page.data)).toEqual(ids.map(() => 7));
+		expect(isStale(page)).not.toContain(true);
+	});
+
+	test('events that come while it is marked are marked after, and the cursor follows them too', async () => {
+		const page = await live();
+		for (const id of ['a', 'b', 'c', 'd', 'e']) page.queryClient.setQueryData(['item', id], 0);
+		slowDown(3);
+		page.write(updated('2-0', 'a'));
+		let isSent = false;
+		while (page.unbind.lastEventId !== '3-0') {
+			await vi.advanceTimersToNextTimerAsync();
+			if (!isSent && isStale(page)[0]) {
+				page.write(updated('3-0', 'b'));
+				isSent = true;
+				await turn();
+				expect([page.sse.lastEventId, page.unbind.lastEventId]).toEqual(['3-0', '1-0']);
+			}
+		}
+		expect(isStale(page)).toEqual([true, true, false, false, false]);
+	});
+
+	test("an application's listener that throws keeps nothing from being marked or fetched", async () => {
+		const say = vi.spyOn(console, 'error').mockImplementation(() => {});
+		vi.stubGlobal('reportError', undefined);
+		const page = await live();
+		for (const id of ['a', 'b', 'c']) page.queryClient.setQueryData(['item', id], 0);
+		const unsubscribe = page.queryClient.getQueryCache().subscribe(() => {
+			throw new Error('oops');
+		});
+		page.write(['a', 'b', 'c'].map((id, seq) => updated(`2-${seq}`, id)).join(''));
+		await turn(FRAME_MS);
+		expect([isStale(page), page.unbind.lastEventId]).toEqual([[true, true, true], '2-2']);
+		expect(say).toHaveBeenCalledTimes(3);
+		unsubscribe();
+	});
+
+	test('hidden between two slices, what is left is fetched when it is shown', async () => {
+		const page = await live();
+		const ids = ['a', 'b', 'c', 'd', 'e'];
+		for (const id of ids) page.show(id);
+		await turn(2000);
+		page.fetches.length = 0;
+		slowDown(3);
+		page.write(ids.map((id, seq) => updated(`2-${seq}`, id)).join(''));
+		while (!page.fetches.length) await vi.advanceTimersToNextTimerAsync();
+		hide(true);
+		await turn(1000);
+		expect(page.fetches.length).toBeLessThan(5);
+		hide(false);
+		await turn(1000);
+		expect(page.fetches.sort()).toEqual(ids);
 	});
 });
 

@@ -35,7 +35,7 @@ test('a client without EventTarget, Event, MessageEvent, TextDecoder or a body t
 	await vi.advanceTimersByTimeAsync(8000);
 	last = updated('2-0', 'a');
 	await vi.advanceTimersByTimeAsync(9000);
-	expect(told).toEqual(['began', ['a', '2-0'], ['argument_updated', '2-0']]);
+	expect(told).toEqual(['began', ['argument_updated', '2-0'], ['a', '2-0']]);
 	unsubscribe();
 	sse.close();
 	expect([statuses, sse.status]).toEqual([['polling'], 'closed']);
