@@ -23,7 +23,7 @@ test('targets mean the queries that TanStack Query means by them', () => {
 				expect(isMeant(query)).toBe(targets.some((queryKey) => matchQuery({ queryKey }, query)));
 			}
 		}),
-		{ numRuns: 3000 },
+		{ numRuns: 500 },
 	);
 });
 
