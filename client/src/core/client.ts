@@ -117,11 +117,19 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
 			if (fatal) this.#stop(status === 401 ? 'unauthorized' : 'closed');
 			this.dispatchEvent(createEvent('error', this.#lastError));
 			if (fatal) {
-				warn(`gave up on ${this.url} until reconnect(): ${message}`);
+				warn(() => `gave up on ${this.url} until reconnect(): ${message}`);
 				this.dispatchEvent(createEvent('lost'));
 			}
 		};
-		this.#tabs = createTabs(platform, group, this.url, options, this.#feed, () => this.#changed(), failed);
+		this.#tabs = createTabs({
+			platform,
+			name: group,
+			url: this.url,
+			options,
+			feed: this.#feed,
+			told: () => this.#changed(),
+			failed,
+		});
 		if (initialLastEventId) this.seed(initialLastEventId);
 	}
 

@@ -15,3 +15,6 @@ function position(id: string): bigint | undefined {
  * said of their order then, and a caller must take what it has not certainly seen as new.
  */
 export const isUpTo = (a: string, b: string): boolean => a === b || position(a)! <= position(b)!;
+
+/** Whether a header can carry it: there is one, without a line feed, within Latin-1, no longer than servers take. */
+export const isCarried = (id: string): boolean => /^[ -~\x80-\xff]{1,1000}$/.test(id);

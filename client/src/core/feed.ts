@@ -7,7 +7,7 @@
 
 import { pushBounded, type Ring } from '../tabs/ring.js';
 import { RELOAD } from '../types.js';
-import { isUpTo } from './cursor.js';
+import { isCarried, isUpTo } from './cursor.js';
 import type { Block } from './parser.js';
 import type { Platform } from './platform.js';
 
@@ -38,14 +38,14 @@ export function createFeed(platform: Platform, tell: (envelope?: Envelope) => vo
 		if (id !== undefined) {
 			if (isReload) {
 				feed.begin(id);
-			} else if (!feed.cursor) {
+			} else if (!isCarried(feed.cursor)) {
 				feed.begin(id);
 				tell();
 			} else if (isUpTo(id, feed.cursor)) {
 				return false;
 			} else {
 				feed.cursor = id;
-				pushBounded(feed.ring, { ...block, id, at: platform.Date.now() });
+				pushBounded(feed.ring, { ...block, id, at: platform.performance.now() });
 			}
 		}
 		if (envelope) tell(envelope);
@@ -58,7 +58,7 @@ export function createFeed(platform: Platform, tell: (envelope?: Envelope) => vo
 		ring: [],
 		begin(id) {
 			feed.cursor = id;
-			feed.ring = [{ id, at: platform.Date.now() }];
+			feed.ring = [{ id, at: platform.performance.now() }];
 		},
 		receive(blocks) {
 			feed.hasBegun ||= blocks.length > 0;

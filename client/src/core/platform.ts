@@ -11,14 +11,14 @@ export interface Platform {
 	fetch(url: string, init: RequestInit): Promise<Response>;
 	setTimeout(run: () => void, ms?: number): unknown;
 	clearTimeout(timer: unknown): void;
-	/** Every tab of a browser reads the same clock; but it may be set, so no duration is measured by it. */
+	/** It may be set, also between two looks: no duration is measured by it, and nothing is said to another tab. */
 	Date: { now(): number };
 	Math: { random(): number };
 	/**
-	 * `now`: milliseconds by a clock that nobody sets. It may stand still while the machine sleeps.
-	 * `timeOrigin`: when this page was navigated to; it has fetched nothing before.
+	 * Milliseconds since this page was navigated to (it has fetched nothing before), by a clock that nobody sets. It may
+	 * stand still while the machine sleeps, and does in all tabs alike.
 	 */
-	performance: { readonly timeOrigin: number; now(): number };
+	performance: { now(): number };
 	/** In a worker, what a relative URL stands beside. */
 	location?: undefined | { readonly href: string };
 	document?: undefined | { readonly baseURI: string; readonly hidden: boolean };
@@ -37,7 +37,7 @@ export function createTimer(platform: Platform): (run?: () => void, ms?: number)
 }
 
 /** A name that no other tab has. */
-export const drawName = (platform: Platform): string => `${platform.Math.random()}`;
+export const drawName = (platform: Platform): number => platform.Math.random();
 
 /**
  * What a page can hear of, and whether it runs from then on: one that is frozen, or left, may never run again. Being

@@ -6,7 +6,7 @@
  */
 
 import { type Block, createParser } from './parser.js';
-import { RELOAD } from '../types.js';
+import { isCarried } from './cursor.js';
 import { createTimer, type Platform } from './platform.js';
 
 /**
@@ -59,12 +59,6 @@ export const DEFAULT_SILENCE_MS = 30_000;
  */
 const REFUSAL = /^(204|4(?!08|25|29))/;
 
-/** What a header can carry: no line feed, nothing beyond Latin-1, and no more than servers take. */
-const CARRIED = /^[ -~\x80-\xff]{0,1000}$/;
-
-/** In place of what a stream begins with, where the server could not be asked for what is missing. */
-const GAP = `{"event":"${RELOAD}","data":{"reason":"invalid_id"}}`;
-
 /** What is asked, and who is told what comes. */
 export interface Request {
 	platform: Platform;
@@ -77,7 +71,7 @@ export interface Request {
 }
 
 export interface Attempt extends Request {
-	/** '' for none. Where no header can carry it, the stream begins anew, with a `reload_required` that says so. */
+	/** Where no header can carry it, the stream begins at the newest event. */
 	lastEventId: string;
 	/** To cut it, abort this. */
 	controller: AbortController;
@@ -99,8 +93,6 @@ export function attempt({ platform, url, lastEventId, options, controller, piece
 		if (signal.aborted) throw reason;
 	};
 	let stood = false;
-	/** Where the stream begins, something is missing. */
-	let isLost = !CARRIED.test(lastEventId);
 
 	const read = async (): Promise<Outcome> => {
 		let response!: Response;
@@ -110,7 +102,7 @@ export function attempt({ platform, url, lastEventId, options, controller, piece
 			const headers = new Headers(await (typeof source === 'function' ? source({ refresh, signal }) : source));
 			checkCut();
 			headers.set('Accept', 'text/event-stream');
-			if (lastEventId && !isLost) headers.set('Last-Event-ID', lastEventId);
+			if (isCarried(lastEventId)) headers.set('Last-Event-ID', lastEventId);
 			allow(muteAfterMs, 'mute', 'nothing came');
 			// Not a kept reference: instrumentation and mocks replace the global one later.
 			response = await (options.fetch ?? platform.fetch)(url, {
@@ -140,13 +132,7 @@ export function attempt({ platform, url, lastEventId, options, controller, piece
 			checkCut();
 			stood = true;
 			allow(silenceMs, 'silent', 'silence');
-			const blocks = parse(text);
-			const first = isLost ? blocks.findIndex(({ id }) => id !== undefined) : -1;
-			if (first >= 0) {
-				blocks[first] = { id: blocks[first]!.id!, data: GAP };
-				isLost = false;
-			}
-			piece(blocks);
+			piece(parse(text));
 		};
 		// React Native gives an answer when it has ended: a stream is mute there, and polling works.
 		if (!body) take(await response.text());

@@ -18,8 +18,9 @@ import { type Channel, createTimer, drawName, listenToPage, type Platform } from
 import type { Status } from '../core/status.js';
 import type { Outcome } from '../core/transport.js';
 import { createSource, type Mode, type Source, type SourceOptions } from '../polling.js';
-import type { LeaderState, Message, Question, Word } from './channel.js';
+import type { Message, Question, Word } from './channel.js';
 import { entriesAfter, entriesSince } from './ring.js';
+import { ASKING, hear, type Standing } from './standing.js';
 
 export interface TabsOptions extends SourceOptions {
 	/** Between the tabs' signs of life, in ms. Default: 2000. */
@@ -44,29 +45,30 @@ export interface Tabs {
 const PATIENCE_BEATS = 2;
 const HIDDEN_PATIENCE_BEATS = 8;
 
-/** The clock that `timeOrigin` was read from may have been set since. */
+/** Browsers read the clock to a tenth of a second where pages shall not tell apart what they run on. */
 const CLOCK_TOLERANCE_MS = 1000;
 
-/**
- * `name` is the group's; without one, this tab keeps to itself. `told` hears that the status changed, perhaps;
- * `failed` is the source's.
- */
-export function createTabs(
-	platform: Platform,
-	name: string | undefined,
-	url: string,
-	options: TabsOptions,
-	feed: Feed,
-	told: () => void,
-	failed: (outcome: Outcome) => void,
-): Tabs {
+export interface TabsParts {
+	platform: Platform;
+	/** The group's; without one, this tab keeps to itself. */
+	name: string | undefined;
+	url: string;
+	options: TabsOptions;
+	feed: Feed;
+	/** Told that the status changed, perhaps. */
+	told(): void;
+	/** As a source's. */
+	failed(outcome: Outcome): void;
+}
+
+export function createTabs({ platform, name, url, options, feed, told, failed }: TabsParts): Tabs {
 	const { beatMs = 2000 } = options;
 	const id = drawName(platform);
 	let role: Role | undefined;
-	/** Of the leader that this follower is in step with. */
-	let leader: LeaderState | undefined;
+	/** While this tab follows. */
+	let standing: Standing = ASKING;
 	let channel: Channel | undefined;
-	let term: string;
+	let term: number;
 	let count: number;
 	/** Ends the wait for the lock. */
 	let waiting: AbortController;
@@ -77,6 +79,7 @@ export function createTabs(
 	/** Ends the listening to the page: there is one while a stream is wanted. */
 	let unlisten: (() => void) | undefined;
 	const beat = createTimer(platform);
+	const now = () => platform.performance.now();
 	const isHidden = () => !!platform.document?.hidden;
 
 	const changed = () => {
@@ -98,7 +101,7 @@ export function createTabs(
 
 	const stop = () => {
 		source.stop();
-		leader = undefined;
+		standing = ASKING;
 	};
 
 	const leave = () => {
@@ -125,7 +128,7 @@ export function createTabs(
 			// Whatever is missing throws: the one, the other, or the right to use them.
 			if (!name) throw name;
 			channel = new platform.BroadcastChannel!(name);
-			channel.onmessage = ({ data }) => hear(data as Message);
+			channel.onmessage = ({ data }) => listen(data as Message);
 			follow();
 			tick();
 		} catch {
@@ -145,7 +148,7 @@ export function createTabs(
 				return new Promise<void>((resolve) => {
 					release = mine = resolve;
 					role = 'leader';
-					leader = undefined;
+					standing = ASKING;
 					term = drawName(platform);
 					count = 0;
 					source.start(); // or goes on, if it was catching up
@@ -184,51 +187,42 @@ export function createTabs(
 	const tell = (more?: Partial<Word>) => {
 		if (role !== 'leader') return;
 		const { status, mode } = source;
-		post({ term, count, hasBegun: feed.hasBegun, status, mode, isHidden: isHidden(), ...more });
+		post({ term, count, now: now(), hasBegun: feed.hasBegun, status, mode, isHidden: isHidden(), ...more });
 	};
 
-	const ask = () =>
+	const ask = (word?: Word) =>
 		post({
 			from: id,
 			cursor: feed.cursor,
-			since: platform.performance.timeOrigin - CLOCK_TOLERANCE_MS,
+			term: word?.term,
+			// Both clocks go on while a word is on its way: what it took only makes this earlier.
+			since: word && word.now - now() - CLOCK_TOLERANCE_MS,
 		});
 
-	const answer = ({ from: to, cursor, since }: Question) => {
-		if (!feed.hasBegun) return tell();
-		const blocks = cursor ? entriesAfter(feed.ring, cursor) : entriesSince(feed.ring, since);
+	const answer = ({ from: to, cursor, term: heard, since }: Question) => {
+		if (!feed.hasBegun || (!cursor && heard !== term)) return tell();
+		const blocks = cursor ? entriesAfter(feed.ring, cursor) : entriesSince(feed.ring, since!);
 		const began = !cursor && !blocks;
 		tell({ to, cursor, blocks: began ? [{ id: feed.cursor }] : blocks, began });
 	};
 
-	const hear = (message: Message) => {
+	const listen = (message: Message) => {
 		if ('from' in message) return role === 'leader' && answer(message);
-		if (!('term' in message)) {
-			source.mode = message.mode;
-			return tell();
-		}
+		source.mode = message.mode;
+		if (!('term' in message)) return tell();
 		// Two leaders at once: one was stolen from and has not heard of it yet. It will, from the browser.
 		if (role !== 'follower') return;
-		const { to, blocks } = message;
-		const isAnswer = to === id && message.cursor === feed.cursor;
-		const before = leader;
-		const missed = before?.term === message.term && message.count - before.count;
-		leader = undefined;
 		quietBeats = 0;
-		source.mode = message.mode;
-		if (isAnswer && !blocks) {
-			source.start(); // a stream of one's own, until the leader's ring has where that has come to
-		} else if (blocks && (isAnswer || (missed === 1 && !to))) {
-			stop();
+		const [next, deed] = hear(standing, message, { id, cursor: feed.cursor });
+		if (deed === 'take') {
+			source.stop();
+			const blocks = message.blocks!;
 			if (!feed.cursor && !message.began) feed.begin(blocks[0]!.id!);
-			leader = message;
 			feed.receive(blocks);
-		} else if (missed === 0) {
-			leader = message;
-		} else if (message.hasBegun && (before || !to)) {
-			// Not at every answer to somebody else: two that have to catch up would ask each other on for ever.
-			ask();
 		}
+		standing = next;
+		if (next.is === 'streaming') source.start(); // or goes on
+		if (deed === 'ask') ask(message);
 		changed();
 	};
 
@@ -237,6 +231,7 @@ export function createTabs(
 	const tick = () => {
 		if (role === 'follower') {
 			const hidden = isHidden();
+			const { leader } = standing;
 			if (quietBeats > (hidden ? HIDDEN_PATIENCE_BEATS : PATIENCE_BEATS) || (leader?.isHidden && !hidden)) {
 				quietBeats = 0;
 				request({ steal: true });
@@ -254,6 +249,7 @@ export function createTabs(
 		},
 		get status() {
 			// Where there is no network, the leader has not said so yet.
+			const { leader } = standing;
 			const { status } = leader && source.status !== 'offline' ? leader : source;
 			return leader && status === 'live' ? 'follower' : status;
 		},

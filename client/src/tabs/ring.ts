@@ -6,7 +6,7 @@
 
 import type { Block } from '../core/parser.js';
 
-/** A block and when this browser had it, in milliseconds since 1970. */
+/** A block and when this tab had it, by its own `performance.now()`. */
 export interface Entry extends Block {
 	id: string;
 	at: number;

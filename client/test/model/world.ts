@@ -380,6 +380,7 @@ export class Tab {
 
 	#platform(): Platform {
 		const { clock, server, random } = this.browser;
+		const openedAt = clock.now;
 		// oxlint-disable-next-line typescript/no-this-alias, unicorn/no-this-assignment -- for the getter and the class below
 		const tab = this;
 		return {
@@ -396,7 +397,7 @@ export class Tab {
 			clearTimeout: (timer) => clock.clear(timer),
 			Date: { now: () => clock.now },
 			Math: { random },
-			performance: { timeOrigin: clock.now, now: () => clock.now },
+			performance: { now: () => clock.now - openedAt },
 			document: {
 				baseURI: 'https://stalecast.test/',
 				get hidden() {

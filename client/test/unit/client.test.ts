@@ -425,7 +425,7 @@ describe('clocks', () => {
 		let steadyMs = 0;
 		const changes: Partial<Platform> = {
 			Date: { now: () => Date.now() + wallMs },
-			performance: { timeOrigin: 0, now: () => performance.now() + steadyMs },
+			performance: { now: () => performance.now() + steadyMs },
 		};
 		const step = (wall: number, steady = 0) => {
 			wallMs += wall;
@@ -860,8 +860,8 @@ describe('life', () => {
 		start({ headers: {}, scope: 'ann' }, changes);
 		start({}, changes);
 		expect((request.mock.calls as unknown[][]).map(([name]) => name)).toEqual([
-			'stalecast:2:https://example.test/v1/sse/42:ann',
-			'stalecast:2:https://example.test/v1/sse/42:',
+			'stalecast:3:https://example.test/v1/sse/42:ann',
+			'stalecast:3:https://example.test/v1/sse/42:',
 		]);
 	});
 });

@@ -44,3 +44,22 @@ describe('what a block says', () => {
 		expect(tell({ id: '2-0', event: 'b', data: '7' }).ring.at(-1)).toMatchObject({ id: '2-0', event: 'b', data: '7' });
 	});
 });
+
+test.each(['', '日本', 'a\nb', 'x'.repeat(1001)])('behind a cursor that the server was not told, what was before is unknown: %j', (cursor) => {
+	const told: (Envelope | undefined)[] = [];
+	const feed = createFeed(testPlatform(() => new Response()), (envelope) => told.push(envelope));
+	feed.begin(cursor);
+	feed.receive([{ id: '7-0' }]);
+	expect(told).toEqual([undefined]);
+	feed.receive([{ id: '7-0' }, { id: '8-0', data: '{"event":"a","data":7}' }]);
+	expect([told, feed.cursor, feed.ring.map(({ id }) => id)]).toEqual([[undefined, { event: 'a', data: 7 }], '8-0', ['7-0', '8-0']]);
+});
+
+test('what the browser had is dated by a clock that nobody sets', () => {
+	let steady = 5;
+	const feed = createFeed({ ...testPlatform(() => new Response()), performance: { now: () => steady } }, () => {});
+	feed.begin('1-0');
+	steady = 7;
+	feed.receive([{ id: '2-0' }]);
+	expect(feed.ring.map(({ at }) => at)).toEqual([5, 7]);
+});

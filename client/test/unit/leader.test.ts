@@ -1,7 +1,7 @@
 /** One tab, with the lock and the other tabs in the test's hand: what races of a browser bring rarely. */
 
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { SSEClient } from '../../src/core/client.js';
+import { SSEClient, type SSEClientOptions } from '../../src/core/client.js';
 import type { Platform } from '../../src/core/platform.js';
 import type { Message, Question, Word } from '../../src/tabs/channel.js';
 import { Stream, testPlatform } from './support.js';
@@ -17,7 +17,7 @@ interface Asked {
 	reject: (error: Error) => void;
 }
 
-function start(changes: Partial<Platform> = {}) {
+function start(changes: Partial<Platform> = {}, options: SSEClientOptions = { initialLastEventId: '1-0' }) {
 	const locks: Asked[] = [];
 	const posted: Message[] = [];
 	const streams: Stream[] = [];
@@ -44,13 +44,13 @@ function start(changes: Partial<Platform> = {}) {
 			return stream.response;
 		},
 		{
-			performance: { timeOrigin: 1_600_000_000_000, now: () => performance.now() },
+			performance: { now: () => performance.now() },
 			navigator: { locks: { request } as unknown as LockManager },
 			BroadcastChannel: Channel,
 			...changes,
 		},
 	);
-	const sse = new SSEClient('https://example.test/s', { initialLastEventId: '1-0' }, platform);
+	const sse = new SSEClient('https://example.test/s', options, platform);
 	const told: string[] = [];
 	sse.on('argument_updated', ({ id }) => told.push(String(id)));
 	sse.connect();
@@ -60,7 +60,7 @@ function start(changes: Partial<Platform> = {}) {
 	return { sse, locks, posted, streams, told, hear, words, questions };
 }
 
-const state = { term: 't', count: 5, hasBegun: true, status: 'live', mode: 'auto', isHidden: false } as const;
+const state = { term: 1, count: 5, now: 0, hasBegun: true, status: 'live', mode: 'auto', isHidden: false } as const;
 const block = (seq: number, id: string) => ({
 	id: `1-${seq}`,
 	data: JSON.stringify({ event: 'argument_updated', data: { id, reason: 'edited' } }),
@@ -164,9 +164,9 @@ describe('what a follower hears', () => {
 	test.each<[string, Partial<Word>]>([
 		['news', { count: 7, blocks: [block(2, 'b')] }],
 		['a state', { count: 6 }],
-		['another term', { term: 'u', count: 5 }],
+		['another term', { term: 2, count: 5 }],
 		// It begins at another tab's cursor: what was told before that is not in it.
-		['an answer to another tab', { count: 6, to: 'other', cursor: '1-1', blocks: [block(2, 'b')] }],
+		['an answer to another tab', { count: 6, to: 9, cursor: '1-1', blocks: [block(2, 'b')] }],
 	])('%s after something was missed: it asks, and takes nothing', async (_, message) => {
 		const { hear, told, sse, questions } = await follow();
 		const before = questions().length;
@@ -196,8 +196,16 @@ describe('what a follower hears', () => {
 		expect([told, sse.status, streams[0]!.isAborted]).toEqual([['b', 'c'], 'follower', true]);
 	});
 
-	test('a question says since when the page may have fetched, with a second in hand', async () => {
-		expect((await follow()).questions()[0]!.since).toBe(1_600_000_000_000 - 1000);
+	test('without a cursor, a question says since when the page may have fetched, by the clock of the leader that it heard', async () => {
+		const { hear, questions, sse } = start({ performance: { now: () => 50_000 } }, {});
+		await turn();
+		expect(questions().at(-1)).toMatchObject({ cursor: '', term: undefined, since: undefined });
+		hear({ ...state, now: 70_000 });
+		// With a second in hand: browsers may read their clocks roughly.
+		const { from: to, ...question } = questions().at(-1)!;
+		expect(question).toEqual({ cursor: '', term: 1, since: 19_000 });
+		hear({ ...state, to, cursor: '', blocks: [{ id: '1-0' }, block(1, 'a')] });
+		expect([sse.status, sse.lastEventId]).toEqual(['follower', '1-1']);
 	});
 });
 
@@ -229,12 +237,41 @@ describe('what a leader says', () => {
 		streams[0]!.write(`id: 1-1\ndata: ${block(1, 'a').data}\n\nid: 1-3\ndata: ${block(3, 'b').data}\n\n`);
 		await turn();
 		const ask = (cursor: string) => {
-			hear({ from: 'other', cursor, since: 0 });
+			hear({ from: 9, cursor });
 			return words().at(-1)!.blocks?.map(({ id }) => id);
 		};
 		expect([ask('1-0'), ask('1-1'), ask('1-3')]).toEqual([['1-1', '1-3'], ['1-3'], []]);
 		expect([ask('1-2'), ask('0-9'), ask('2-0')]).toEqual([undefined, undefined, undefined]);
-		expect(words().at(-1)).toMatchObject({ to: 'other', cursor: '2-0', count: 2, hasBegun: true });
+		expect(words().at(-1)).toMatchObject({ to: 9, cursor: '2-0', count: 2, hasBegun: true });
+	});
+
+	test('to a question without a cursor: what came since, by its own clock in its own term', async () => {
+		let steady = 0;
+		const { locks, streams, hear, words } = start({ performance: { now: () => steady } });
+		void locks[0]!.grant();
+		await turn();
+		streams[0]!.write('id: 1-0\n\n');
+		await turn();
+		for (const [seq, item] of [[1, 'a'], [2, 'b']] as const) {
+			steady += 1000;
+			streams[0]!.write(`id: 1-${seq}\ndata: ${block(seq, item).data}\n\n`);
+			await turn();
+		}
+		const { term, now } = words().at(-1)!;
+		expect(now).toBe(2000);
+		const ask = (since: number | undefined, heard: number | undefined = term) => {
+			hear({ from: 9, cursor: '', term: heard, since });
+			const { to, blocks, began } = words().at(-1)!;
+			return [to, blocks?.map(({ id }) => id), began];
+		};
+		expect(ask(500)).toEqual([9, ['1-0', '1-1', '1-2'], false]);
+		expect(ask(1500)).toEqual([9, ['1-1', '1-2'], false]);
+		expect(ask(2500)).toEqual([9, ['1-2'], false]);
+		expect(ask(-500)).toEqual([9, ['1-2'], true]); // older than all that it knows
+		// Of another's clock it knows nothing: all who hear its state may ask by its own.
+		expect(ask(2500, term + 1)).toEqual([undefined, undefined, undefined]);
+		hear({ from: 9, cursor: '' });
+		expect(words().at(-1)).not.toHaveProperty('to');
 	});
 
 	test('before anything but heartbeats came, a leader has no answers', async () => {
@@ -243,7 +280,7 @@ describe('what a leader says', () => {
 		await turn();
 		streams[0]!.write('retry: 100\n\n:\n\n');
 		await turn();
-		hear({ from: 'other', cursor: '1-0', since: 0 });
+		hear({ from: 9, cursor: '1-0' });
 		expect(words().at(-1)).toMatchObject({ hasBegun: false });
 		expect(words().at(-1)).not.toHaveProperty('to');
 	});
