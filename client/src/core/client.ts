@@ -144,7 +144,7 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
 
 	/** As an EventSource's. */
 	get readyState(): 0 | 1 | 2 {
-		return READY_STATES[this.#status] ?? 0;
+		return this.#stopped ? 2 : /live|follower|polling/.test(this.#status) ? 1 : 0;
 	}
 
 	/** The position up to which every event was dispatched; '' before there is one. */
@@ -248,5 +248,3 @@ export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
 
 /** Before an event's name, the type under which `on` listens: the target has the table of who is to be called. */
 const NAMED = ':';
-
-const READY_STATES: Partial<Record<Status, 0 | 1 | 2>> = { live: 1, follower: 1, polling: 1, unauthorized: 2, closed: 2 };

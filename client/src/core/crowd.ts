@@ -9,7 +9,7 @@ import { warn } from './warn.js';
 const CROWD = 4;
 
 /** Whoever wants a stream, and its URL. */
-const wanted = /* @__PURE__ */ new Map<object, string>();
+const wanted = new Map<object, string>();
 
 /** From now on `client` wants a stream, or none. */
 export const note = (client: object, url: string, isWanted: boolean): void =>

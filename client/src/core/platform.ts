@@ -36,9 +36,6 @@ export function createTimer(platform: Platform): (run?: () => void, ms?: number)
 	};
 }
 
-/** A name that no other tab has. */
-export const drawName = (platform: Platform): number => platform.Math.random();
-
 /**
  * What a page can hear of, and whether it runs from then on: one that is frozen, or left, may never run again. Being
  * shown or hidden says nothing of that: a page that is left is hidden after it.

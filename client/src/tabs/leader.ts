@@ -14,7 +14,7 @@
 
 import type { Feed } from '../core/feed.js';
 import type { Block } from '../core/parser.js';
-import { type Channel, createTimer, drawName, listenToPage, type Platform } from '../core/platform.js';
+import { type Channel, createTimer, listenToPage, type Platform } from '../core/platform.js';
 import type { Status } from '../core/status.js';
 import type { Outcome } from '../core/transport.js';
 import { createSource, type Mode, type Source, type SourceOptions } from '../polling.js';
@@ -63,7 +63,7 @@ export interface TabsParts {
 
 export function createTabs({ platform, name, url, options, feed, told, failed }: TabsParts): Tabs {
 	const { beatMs = 2000 } = options;
-	const id = drawName(platform);
+	const id = platform.Math.random();
 	let role: Role | undefined;
 	/** While this tab follows. */
 	let standing: Standing = ASKING;
@@ -149,7 +149,7 @@ export function createTabs({ platform, name, url, options, feed, told, failed }:
 					release = mine = resolve;
 					role = 'leader';
 					standing = ASKING;
-					term = drawName(platform);
+					term = platform.Math.random();
 					count = 0;
 					source.start(); // or goes on, if it was catching up
 					changed();

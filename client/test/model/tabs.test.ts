@@ -1,10 +1,11 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
+import type { SSEClientOptions } from '../../src/core/client.js';
 import { Browser, Clock, Server } from './world.js';
 
 const ITEMS = ['a', 'b', 'c', 'd'];
 /** Steals, reconnects and catching up, all at their slowest, each more than once. */
-const REST_MS = 240_000;
+const REST_MS = 700_000;
 
 type Step =
 	| { do: 'event'; item: string }
@@ -16,7 +17,25 @@ type Step =
 	| { do: 'show'; tab: number; hidden: boolean }
 	| { do: 'kill' | 'poll'; tab: number }
 	| { do: 'killLeader' }
-	| { do: 'open' };
+	| { do: 'open'; lateMs: number }
+	| { do: 'set'; tab: number; ms: number }
+	| { do: 'sleep'; ms: number; cut: boolean }
+	| { do: 'answer'; as: keyof typeof ANSWERS; cut: boolean }
+	| { do: 'expire' }
+	| { do: 'network'; isOnline: boolean };
+
+/** Of what stands before a server: a router while a container is replaced, a proxy, a login page. */
+const ANSWERS = {
+	404: { status: 404 },
+	403: { status: 403 },
+	408: { status: 408 },
+	425: { status: 425 },
+	429: { status: 429, headers: { 'Retry-After': '7' } },
+	502: { status: 502 },
+	503: { status: 503, headers: { 'Retry-After': 'Tue, 14 Nov 2023 22:20:00 GMT', Date: 'Tue, 14 Nov 2023 22:19:50 GMT' } },
+	login: { status: 200, headers: { 'Content-Type': 'text/html' }, body: '<form>' },
+	stream: undefined,
+};
 
 const tab = fc.nat(6);
 const step: fc.Arbitrary<Step> = fc.oneof(
@@ -30,12 +49,54 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 	{ weight: 2, arbitrary: fc.record({ do: fc.constant('show' as const), tab, hidden: fc.boolean() }) },
 	{ weight: 1, arbitrary: fc.record({ do: fc.constantFrom('kill' as const, 'poll' as const), tab }) },
 	{ weight: 2, arbitrary: fc.record({ do: fc.constant('killLeader' as const) }) },
-	{ weight: 1, arbitrary: fc.record({ do: fc.constant('open' as const) }) },
+	{ weight: 2, arbitrary: fc.record({ do: fc.constant('open' as const), lateMs: fc.constantFrom(0, 700, 3000) }) },
+	{
+		weight: 3,
+		arbitrary: fc.record({
+			do: fc.constant('set' as const),
+			tab,
+			ms: fc.constantFrom(-86_400_000, -3_600_000, -60_000, -2000, 2000, 60_000, 3_600_000, 86_400_000),
+		}),
+	},
+	{
+		weight: 2,
+		arbitrary: fc.record({
+			do: fc.constant('sleep' as const),
+			ms: fc.constantFrom(10, 3000, 60_000, 3_600_000),
+			cut: fc.boolean(),
+		}),
+	},
+	{
+		weight: 3,
+		arbitrary: fc.record({
+			do: fc.constant('answer' as const),
+			as: fc.constantFrom(...(Object.keys(ANSWERS) as (keyof typeof ANSWERS)[]), 'stream' as const, 'stream' as const),
+			cut: fc.boolean(),
+		}),
+	},
+	{ weight: 1, arbitrary: fc.record({ do: fc.constant('expire' as const) }) },
+	{ weight: 2, arbitrary: fc.record({ do: fc.constant('network' as const), isOnline: fc.boolean() }) },
 );
 
-async function play(seed: number, tabs: number, steps: Step[], plant?: (browser: Browser) => void) {
+/** What is wrong on purpose. */
+interface Plant {
+	browser?: (browser: Browser) => void;
+	options?: SSEClientOptions;
+}
+
+async function play(seed: number, tabs: number, steps: Step[], plant: Plant) {
 	const clock = new Clock();
 	const server = new Server(clock);
+	server.token = 0;
+	/** As a page does it that keeps its token until it is refused. */
+	const open = (lateMs = 0) => {
+		let token = server.token!;
+		const headers = ({ refresh }: { refresh: boolean }) => {
+			if (refresh) token = server.token!;
+			return { Authorization: `Bearer ${token}` };
+		};
+		browser.open({ scope: 'ann', headers, ...plant.options }, lateMs);
+	};
 	for (const item of ITEMS) server.database.set(item, 0);
 	let state = seed;
 	// A generator of our own: fast-check shrinks the steps, not the draws.
@@ -44,8 +105,8 @@ async function play(seed: number, tabs: number, steps: Step[], plant?: (browser:
 		return state / 2 ** 31;
 	};
 	const browser = new Browser(clock, server, random);
-	plant?.(browser);
-	for (let count = 0; count < tabs; count++) browser.open();
+	plant.browser?.(browser);
+	for (let count = 0; count < tabs; count++) open();
 	for (const step of steps) {
 		const chosen = 'tab' in step ? browser.living[step.tab % Math.max(1, browser.living.length)] : undefined;
 		if (step.do === 'event') server.change(step.item);
@@ -55,7 +116,15 @@ async function play(seed: number, tabs: number, steps: Step[], plant?: (browser:
 		else if (step.do === 'up') server.up();
 		else if (step.do === 'wipe') server.wipe();
 		else if (step.do === 'trim') server.trim(step.keep);
-		else if (step.do === 'open') browser.open();
+		else if (step.do === 'open') open(step.lateMs);
+		else if (step.do === 'set') chosen?.setClock(step.ms);
+		else if (step.do === 'sleep') await browser.sleep(step.ms, step.cut);
+		else if (step.do === 'expire') server.token++;
+		else if (step.do === 'network') browser.connectNetwork(step.isOnline);
+		else if (step.do === 'answer') {
+			server.answer = ANSWERS[step.as];
+			if (step.cut) server.cutLines();
+		}
 		else if (step.do === 'freeze') chosen?.freeze(step.warned);
 		else if (step.do === 'thaw') chosen?.thaw(step.keeps);
 		else if (step.do === 'show') chosen?.show(step.hidden);
@@ -63,8 +132,15 @@ async function play(seed: number, tabs: number, steps: Step[], plant?: (browser:
 		else if (step.do === 'kill') chosen?.kill();
 		else browser.living.find((one) => one.client.role === 'leader')?.kill();
 		await clock.settle();
+		if (!browser.isOnline) {
+			// A page that is frozen has yet to hear of it; what it showed last, nobody sees.
+			const running = browser.living.filter((one) => one.state === 'running');
+			expect(running.map((one) => one.client.status).filter((status) => /live|follower/.test(status))).toEqual([]);
+		}
 	}
+	server.answer = undefined;
 	server.up();
+	browser.connectNetwork(true);
 	for (const one of browser.living) one.thaw(true);
 	await clock.advance(REST_MS);
 	return { browser, server };
@@ -80,9 +156,9 @@ const FOUND: [number, number, Step[]][] = [
 			{ do: 'wait', ms: 3000 },
 			{ do: 'killLeader' },
 			{ do: 'freeze', tab: 0, warned: false },
-			{ do: 'open' },
+			{ do: 'open', lateMs: 0 },
 			{ do: 'freeze', tab: 1, warned: false },
-			{ do: 'open' },
+			{ do: 'open', lateMs: 0 },
 			{ do: 'wait', ms: 20_000 },
 			{ do: 'event', item: 'a' },
 		],
@@ -107,10 +183,10 @@ const FOUND: [number, number, Step[]][] = [
 ];
 
 const scenario = [fc.nat(), fc.integer({ min: 1, max: 5 }), fc.array(step, { maxLength: 40, size: 'max' })] as const;
-const runs = Number(process.env.MODEL_RUNS ?? 1500);
+const runs = Number(process.env.MODEL_RUNS ?? 600);
 
 /** Throws where a tab misses something, or the tabs have more or fewer streams than one. */
-async function check(seed: number, tabs: number, steps: Step[], plant?: (browser: Browser) => void): Promise<void> {
+async function check(seed: number, tabs: number, steps: Step[], plant: Plant = {}): Promise<void> {
 	const { browser, server } = await play(seed, tabs, steps, plant);
 	for (const one of browser.living) {
 		expect([...one.cache]).toEqual([...server.database]);
@@ -132,8 +208,13 @@ test('every tab ends equal to the server, with one stream in all', async () => {
 	await fc.assert(property, { numRuns: runs, examples: FOUND });
 }, 3_600_000);
 
-test('a server that forgets where a client was is found out', async () => {
-	const plant = (browser: Browser) => (browser.server.forgets = true);
+test.each<[string, Plant]>([
+	['a server that forgets where a client was', { browser: (browser) => (browser.server.forgets = true) }],
+	['durations measured by a clock that is set', { browser: (browser) => (browser.measuresByWall = true) }],
+	['a client that gives up at a 404', { options: { shouldRetry: ({ status }) => (status === 404 ? false : undefined) } }],
+	['a page that knows no fresh token', { options: { headers: { Authorization: 'Bearer 0' } } }],
+	['tabs that never look at the clock', { options: { silenceMs: 1e9 } }],
+])('%s: found out', async (_, plant) => {
 	const property = fc.asyncProperty(...scenario, (seed, tabs, steps) => check(seed, tabs, steps, plant));
 	expect((await fc.check(property, { numRuns: runs, endOnFailure: true })).failed).toBe(true);
-});
+}, 3_600_000);

@@ -2,8 +2,9 @@
  * A browser with several tabs, a network and a Stalecast server, all in one task on one virtual clock.
  *
  * What is modelled: Web Locks (queue, steal, release at death), BroadcastChannel (in order, per sender; held or
- * dropped while a tab is frozen), streams with replay, trimming and wiping, lines that are cut, and pages that
- * are hidden, frozen, left or killed. Every tab runs the client as it is.
+ * dropped while a tab is frozen), streams with replay, trimming and wiping, lines that are cut or vanish, answers of
+ * what stands before the server, tokens that expire, a network that goes, a machine that sleeps, a time of day that is
+ * set (as each tab sees it), and pages that are hidden, frozen, left or killed. Every tab runs the client as it is.
  */
 
 import { SSEClient, type SSEClientOptions } from '../../src/core/client.js';
@@ -18,17 +19,26 @@ const HEARTBEAT_MS = 15_000;
 
 export class Clock {
 	now = 1_700_000_000_000;
-	#timers: { at: number; order: number; run: () => void }[] = [];
+	/** For how long the machine with the tabs has slept. */
+	sleptMs = 0;
+	#timers: { at: number; order: number; run: () => void; sleeps: boolean }[] = [];
 	#order = 0;
 
-	set(run: () => void, ms: number): object {
-		const timer = { at: this.now + Math.max(0, ms), order: this.#order++, run };
+	/** `sleeps`: a timer of the machine with the tabs. */
+	set(run: () => void, ms: number, sleeps = false): object {
+		const timer = { at: this.now + Math.max(0, ms), order: this.#order++, run, sleeps };
 		this.#timers.push(timer);
 		return timer;
 	}
 
 	clear(timer: unknown): void {
 		this.#timers = this.#timers.filter((other) => other !== timer);
+	}
+
+	/** The time is not the machine's: its timers have as long to go as before. */
+	sleep(ms: number): void {
+		this.sleptMs += ms;
+		for (const timer of this.#timers) if (timer.sleeps) timer.at += ms;
 	}
 
 	async settle(): Promise<void> {
@@ -72,6 +82,8 @@ export class Server {
 	forgets = false;
 	/** Answers like this instead of a stream. */
 	answer: { status: number; headers?: Record<string, string>; body?: string } | undefined;
+	/** Where there is one, whoever comes with another gets a 401. */
+	token: number | undefined;
 	requests: { url: string; headers: Headers }[] = [];
 	readonly database = new Map<string, number>();
 	#events: StoredEvent[] = [];
@@ -134,6 +146,11 @@ export class Server {
 		for (const line of this.#lines) line.cut();
 	}
 
+	/** Nobody at the other end hears of it. */
+	forgetLines(): void {
+		this.#lines.clear();
+	}
+
 	down(): void {
 		this.isUp = false;
 		this.cutLines();
@@ -150,6 +167,8 @@ export class Server {
 		signal!.throwIfAborted();
 		if (!this.isUp) throw new TypeError('connection refused');
 		if (this.answer) return new Response(this.answer.body ?? null, this.answer);
+		const token = headers.get('Authorization');
+		if (this.token !== undefined && token !== `Bearer ${this.token}`) return new Response(null, { status: 401 });
 		const isLive = !url.includes('live=false');
 		if (this.holdsBack && isLive) {
 			return new Promise((_, reject) => signal!.addEventListener('abort', () => reject(signal!.reason)));
@@ -215,6 +234,10 @@ export class Browser {
 	#queue: LockRequest[] = [];
 	#messages = 0;
 	#countedAt = 0;
+	isOnline = true;
+	isAsleep = false;
+	/** Planted bug: what nobody should set is set with the time of day. */
+	measuresByWall = false;
 
 	constructor(
 		readonly clock: Clock,
@@ -233,8 +256,29 @@ export class Browser {
 		return this.tabs.filter((tab) => tab.state !== 'dead');
 	}
 
-	open(options: SSEClientOptions = {}): Tab {
-		const tab = new Tab(this, options);
+	/** Every tab hears of it; lines of before lead nowhere. */
+	connectNetwork(isOnline: boolean): void {
+		if (isOnline === this.isOnline) return;
+		this.isOnline = isOnline;
+		this.server.forgetLines();
+		for (const tab of this.living) tab.run(() => tab.tell(isOnline ? 'online' : 'offline'));
+	}
+
+	/** The lid is closed: nothing of the tabs runs, and their steady clock stands still. `cut`: lines vanish meanwhile. */
+	async sleep(ms: number, cut: boolean): Promise<void> {
+		await this.clock.settle();
+		this.isAsleep = true;
+		this.clock.sleep(ms);
+		await this.clock.advance(ms / 2);
+		if (cut) this.server.forgetLines();
+		await this.clock.advance(ms / 2);
+		this.isAsleep = false;
+		for (const tab of this.living) tab.wakeUp();
+	}
+
+	/** `lateMs`: how long after it has fetched everything the page asks for the stream. */
+	open(options: SSEClientOptions = {}, lateMs = 0): Tab {
+		const tab = new Tab(this, options, lateMs);
 		this.tabs.push(tab);
 		return tab;
 	}
@@ -291,6 +335,7 @@ export class Browser {
 export class Tab {
 	state: 'running' | 'frozen' | 'dead' = 'running';
 	isHidden = false;
+	#wallMs = 0;
 	reloads = 0;
 	begun = 0;
 	readonly cache = new Map<string, number>();
@@ -303,6 +348,7 @@ export class Tab {
 	constructor(
 		readonly browser: Browser,
 		options: SSEClientOptions,
+		lateMs: number,
 	) {
 		this.client = new SSEClient('https://stalecast.test/v1/sse/42', options, this.#platform());
 		this.client.on('argument_updated', ({ id }) => this.#fetch(String(id)));
@@ -315,13 +361,26 @@ export class Tab {
 			this.#fetchAll();
 		});
 		this.#fetchAll();
-		this.client.connect();
+		if (lateMs) browser.clock.set(() => this.run(() => this.client.connect()), lateMs, true);
+		else this.client.connect();
 	}
 
 	/** Run it as soon as the tab runs. */
 	run(task: () => void): void {
-		if (this.state === 'running') task();
-		else if (this.state === 'frozen') this.#held.push(task);
+		if (this.state === 'dead') return;
+		if (this.state === 'running' && !this.browser.isAsleep) task();
+		else this.#held.push(task);
+	}
+
+	/** With the machine. */
+	wakeUp(): void {
+		if (this.state === 'running') this.#runHeld();
+	}
+
+	#runHeld(): void {
+		const held = this.#held;
+		this.#held = [];
+		for (const task of held) task();
 	}
 
 	/** The page hears of it. */
@@ -332,6 +391,11 @@ export class Tab {
 	show(isHidden: boolean): void {
 		this.isHidden = isHidden;
 		this.run(() => this.tell('visibilitychange'));
+	}
+
+	/** The time of day, as this tab sees it. */
+	setClock(ms: number): void {
+		this.#wallMs += ms;
 	}
 
 	toggleMode(): void {
@@ -349,10 +413,8 @@ export class Tab {
 	thaw(keeps: boolean): void {
 		if (this.state !== 'frozen') return;
 		this.state = 'running';
-		const held = this.#held;
-		this.#held = [];
 		this.keeps = keeps;
-		for (const task of held) task();
+		this.#runHeld();
 		this.keeps = true;
 		this.tell('resume');
 		this.tell('visibilitychange');
@@ -379,25 +441,27 @@ export class Tab {
 	}
 
 	#platform(): Platform {
-		const { clock, server, random } = this.browser;
-		const openedAt = clock.now;
+		const { browser } = this;
+		const { clock, server, random } = browser;
+		const openedAt = clock.now - clock.sleptMs;
 		// oxlint-disable-next-line typescript/no-this-alias, unicorn/no-this-assignment -- for the getter and the class below
 		const tab = this;
 		return {
 			fetch: async (url, init) => {
 				// Also what was on its way through promises, which the model cannot hold.
 				await new Promise<void>((resolve) => this.run(resolve));
+				if (!browser.isOnline) throw new TypeError('no network');
 				const line = new AbortController();
 				this.#aborts.add(line);
 				if (init.signal?.aborted) line.abort();
 				init.signal?.addEventListener('abort', () => line.abort());
 				return this.#gate(await server.fetch(url, { ...init, signal: line.signal }));
 			},
-			setTimeout: (task, ms = 0) => clock.set(() => this.run(task), ms),
+			setTimeout: (task, ms = 0) => clock.set(() => this.run(task), ms, true),
 			clearTimeout: (timer) => clock.clear(timer),
-			Date: { now: () => clock.now },
+			Date: { now: () => clock.now + tab.#wallMs },
 			Math: { random },
-			performance: { now: () => clock.now - openedAt },
+			performance: { now: () => clock.now - clock.sleptMs - openedAt + (browser.measuresByWall ? tab.#wallMs : 0) },
 			document: {
 				baseURI: 'https://stalecast.test/',
 				get hidden() {
@@ -405,6 +469,9 @@ export class Tab {
 				},
 			},
 			navigator: {
+				get onLine() {
+					return browser.isOnline;
+				},
 				locks: {
 					request: (...given: unknown[]) =>
 						this.browser.request(this, given[1] as LockOptions, given[2] as () => unknown),

@@ -13,6 +13,7 @@ afterEach(() => {
 test('a client with nothing but the polyfill, without MessageEvent, TextDecoder or a body that can be read as it comes: it polls', async () => {
 	for (const name of ['EventTarget', 'Event', 'MessageEvent', 'TextDecoder']) vi.stubGlobal(name, undefined);
 	vi.resetModules();
+	// @ts-expect-error -- it has no types
 	await import('event-target-polyfill');
 	expect(EventTarget.toString()).not.toContain('[native code]');
 	const { SSEClient } = await import('../../src/core/client.js');
