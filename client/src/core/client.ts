@@ -8,7 +8,7 @@ import { note } from './crowd.js';
 import { createFeed, type Envelope, type Feed } from './feed.js';
 import type { Platform } from './platform.js';
 import type { LastError, SSEErrorEvent, Status } from './status.js';
-import { createEvent, createMessage, Target } from './target.js';
+import { createEvent, createMessage } from './events.js';
 import type { Outcome } from './transport.js';
 import { warn } from './warn.js';
 
@@ -53,6 +53,9 @@ interface ClientEvents<E extends EventMap> {
 	lost: Event;
 }
 
+// Said before the class below fails for want of it.
+warn(() => (globalThis.EventTarget ? '' : "React Native has no EventTarget: import 'event-target-polyfill' first"));
+
 /** Absolute where there is a page or a worker; on a server nothing is asked, so anything will do. */
 function resolve(url: string | URL, { document, location }: Platform): string {
 	// What was made of a blob stands beside the page that made it.
@@ -86,7 +89,7 @@ export interface SSEClient<E extends EventMap = RegisteredEvents> {
  * of a module, during a render.
  */
 // oxlint-disable-next-line typescript/no-unsafe-declaration-merging -- see the interface above
-export class SSEClient<E extends EventMap = RegisteredEvents> extends Target {
+export class SSEClient<E extends EventMap = RegisteredEvents> extends EventTarget {
 	/** Absolute in a browser. */
 	readonly url: string;
 	/** Whose stream it is; see the option. */

@@ -25,15 +25,14 @@ export function pushBounded(ring: Ring, entry: Entry): void {
  * Everything behind `cursor`, or nothing where that cannot be said: the entry itself has to be here. Order proves
  * nothing, since ids of a stream that was wiped meanwhile compare just as well.
  */
-export function entriesAfter(ring: Ring, cursor: string): Entry[] | undefined {
-	const at = ring.findLastIndex(({ id }) => id === cursor);
-	return at < 0 ? undefined : ring.slice(at + 1);
-}
+export const entriesAfter = (ring: Ring, cursor: string): Entry[] | undefined => entriesFrom(ring, ({ id }) => id === cursor, 1);
 
-/** Everything that came from `at` on, led by the entry before it; nothing where that cannot be said. */
-export function entriesSince(ring: Ring, at: number): Entry[] | undefined {
-	// Within one millisecond, either may have been first.
-	const first = ring.findIndex((entry) => entry.at >= at);
-	const before = (first < 0 ? ring.length : first) - 1;
-	return before < 0 ? undefined : ring.slice(before);
+/** Everything that came from `since` on, led by the entry before it; nothing where that cannot be said. */
+// Within one millisecond, either may have been first.
+export const entriesSince = (ring: Ring, since: number): Entry[] | undefined => entriesFrom(ring, ({ at }) => at < since, 0);
+
+/** From the last one on that is so, without the first `skipped`. */
+function entriesFrom(ring: Ring, isSo: (entry: Entry) => boolean, skipped: number): Entry[] | undefined {
+	const at = ring.findLastIndex(isSo);
+	return at < 0 ? undefined : ring.slice(at + skipped);
 }

@@ -22,14 +22,12 @@ export interface Reader {
 export interface ReaderOptions extends SourceOptions {
 	lastEventId?: string | undefined;
 	hear(event: Heard): void;
-	/** What was before the next event is unknown. */
-	began?(): void;
 	fail?(outcome: Outcome): void;
 }
 
 export function read(url: string, options: ReaderOptions, platform: Platform = globalThis): Reader {
-	const { lastEventId, hear, began = () => {}, fail = () => {} } = options;
-	const feed = createFeed(platform, (envelope) => envelope || began());
+	const { lastEventId, hear, fail = () => {} } = options;
+	const feed = createFeed(platform, () => {});
 	if (lastEventId) feed.begin(lastEventId);
 	const source = createSource({
 		platform,

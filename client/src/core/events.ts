@@ -1,16 +1,9 @@
-/** What browsers and Node have, and React Native only with a polyfill. */
-
-export const Target =
-	globalThis.EventTarget ??
-	(class {
-		constructor() {
-			throw new TypeError("no EventTarget here: import 'event-target-polyfill' first");
-		}
-	} as never);
+/** What a client dispatches. */
 
 export const createEvent = (type: string, more?: object): Event => Object.assign(new Event(type), more);
 
 export const createMessage = (type: string, data: unknown, lastEventId: string): MessageEvent => {
 	const parts = { data, lastEventId };
+	// React Native's polyfill has no other than Event.
 	return (globalThis.MessageEvent ? new MessageEvent(type, parts) : createEvent(type, parts)) as MessageEvent;
 };
