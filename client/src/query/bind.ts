@@ -2,18 +2,27 @@
 
 import type { EventMap, SSEClient } from '../core/client.js';
 import { RELOAD, type RegisteredEvents } from '../types.js';
-import { type CoalesceHost, Coalescer } from './coalesce.js';
-import { Race } from './race.js';
+import { type Coalescer, createCoalescer } from './coalesce.js';
+import { checkKeys } from './mismatch.js';
+import { createRace } from './race.js';
 import { report } from './report.js';
-import { fetchQuery, isWanted, Spread } from './spread.js';
-import { createSweep, type Sweep } from './sweep.js';
+import { createSpread, fetchQuery, isWanted, type Spread } from './spread.js';
+import { createSweep } from './sweep.js';
 import type { QueryClient, QueryKey } from './tanstack.js';
 import { indexTargets, type Target } from './targets.js';
 
+type Static = string | number | boolean | bigint | null | undefined | { readonly [name: string]: Static } | readonly Static[];
+
+/** Keys whose parts may be functions of the event's data; or one function of all of them. */
+export type KeysOf<D> = readonly (readonly (Static | ((data: D) => unknown))[])[] | ((data: D) => readonly QueryKey[]);
+
 export interface BindOptions<E extends EventMap = RegisteredEvents> {
 	/** For each event, the keys of what it makes stale; a key stands for every query that begins with it. */
-	keys: { [K in keyof E]?: (data: E[K]) => readonly QueryKey[] };
-	/** All that this stream speaks of: stale when events may be lost. Default: every query of the client. */
+	keys: { [K in keyof E]?: KeysOf<E[K]> };
+	/**
+	 * All that this stream speaks of: stale when events may be lost. Default: where every entry of `keys` is a list, what
+	 * its keys begin with before their first function; else nobody can say, so every query of the client.
+	 */
 	bound?: readonly QueryKey[];
 	/** One key is fetched at most this often, in ms. Default: 1000. */
 	minIntervalMs?: number;
@@ -46,6 +55,15 @@ const DEFAULT_MIN_INTERVAL_MS = 1000;
 const DEFAULT_RELOAD_JITTER_MS = 2000;
 const DEFAULT_RELOAD_CONCURRENCY = 6;
 
+const isDrawn = (part: unknown): part is (data: unknown) => unknown => typeof part === 'function';
+
+/** What the keys of all entries begin with, whatever the data; all there is, where one of them does not show it. */
+function boundOf(entries: unknown[]): readonly QueryKey[] {
+	return entries[0] && entries.every(Array.isArray)
+		? entries.flat().map((key: QueryKey) => key.slice(0, [...key, isDrawn].findIndex(isDrawn)))
+		: [[]];
+}
+
 /**
  * From now on, every event of `sse` invalidates what it names in `queryClient`: active queries are fetched at
  * once (in a hidden page, when it is shown), others when they are used next. Returns what ends it.
@@ -65,7 +83,7 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 		reloadJitterMs = DEFAULT_RELOAD_JITTER_MS,
 		reloadConcurrency = DEFAULT_RELOAD_CONCURRENCY,
 	} = options;
-	const bound: Target[] = options.bound?.map((queryKey) => ({ queryKey, minIntervalMs })) ?? [{ minIntervalMs }];
+	const bound: Target[] = (options.bound ?? boundOf(Object.values(keys))).map((queryKey) => ({ queryKey, minIntervalMs }));
 	const issuing = issuingOf(sse as unknown as SSEClient<EventMap>, queryClient);
 	const { coalescer } = issuing;
 	issuing.spread.limit = reloadConcurrency;
@@ -80,7 +98,11 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 		coalescer.gather();
 		if (event === RELOAD) markAll(reloadJitterMs);
 		try {
-			for (const queryKey of keys[event as keyof E]?.(data as E[keyof E]) ?? []) coalescer.add({ queryKey, minIntervalMs });
+			const fill = (part: unknown) => (isDrawn(part) ? part(data) : part);
+			const entry = fill(keys[event as keyof E] ?? []) as readonly QueryKey[];
+			const named = entry.map((key) => key.map(fill));
+			checkKeys(event, named, queryClient);
+			for (const queryKey of named) coalescer.add({ queryKey, minIntervalMs });
 		} catch (error) {
 			allStale(); // which of it, nobody can say
 			report(error);
@@ -107,8 +129,8 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
 	return Object.defineProperties(unbind, {
 		lastEventId: { get: () => issuing.lastEventId },
 		stream: { value: `${sse.url} ${sse.scope}` },
-		isDoubtful: { value: (queryHash: string) => issuing.isDoubtful(queryHash) },
-		seed: { value: (lastEventId: string) => issuing.seed(lastEventId) },
+		isDoubtful: { value: issuing.isDoubtful },
+		seed: { value: issuing.seed },
 	}) as Binding;
 }
 
@@ -116,95 +138,91 @@ export function bindQueryClient<E extends EventMap = RegisteredEvents>(
  * What all bindings of one stream to one cache share, also over time: how far invalidations were issued, which
  * fetches are in doubt, and what is still to be fetched.
  */
-class Issuing implements CoalesceHost {
+interface Issuing {
 	/** Only the end of a frame moves it: everything up to it is marked stale. */
 	lastEventId: string;
 	/** Where each set of keys was unbound. */
-	readonly unbound = new WeakMap<object, string>();
+	readonly unbound: WeakMap<object, string>;
 	readonly coalescer: Coalescer;
 	/** For what is fetched because everything is stale. */
 	readonly spread: Spread;
-	#race: Race;
-	#sweep: Sweep;
-	#bindings = 0;
-	#document = globalThis.document as Document | undefined;
+	isDoubtful(queryHash: string): boolean;
+	seed(lastEventId: string): boolean;
+	retain(): void;
+	release(): void;
+}
 
-	constructor(
-		private readonly sse: SSEClient<EventMap>,
-		private readonly queryClient: QueryClient,
-	) {
-		this.lastEventId = sse.lastEventId;
-		this.coalescer = new Coalescer(this);
-		this.spread = new Spread(this.coalescer);
-		this.#sweep = createSweep(queryClient);
-		this.#race = new Race((query) => this.spread.add(query));
-	}
+function createIssuing(sse: SSEClient<EventMap>, queryClient: QueryClient): Issuing {
+	const page = globalThis.document as Document | undefined;
+	const sweep = createSweep(queryClient);
+	let bindings = 0;
 
 	/** Without fetching. */
-	markStale(targets: Target[], done: () => void): void {
-		const lastEventId = this.sse.lastEventId;
+	const markStale = (targets: Target[], done: () => void) => {
+		const { lastEventId } = sse;
 		const follow = () => {
-			this.lastEventId = lastEventId;
+			issuing.lastEventId = lastEventId;
 			done();
 		};
 		if (!targets.length) return follow();
 		const isMeant = indexTargets(targets);
-		this.#sweep((query) => {
+		sweep((query) => {
 			if (!isMeant(query)) return;
-			this.#race.watch(query);
+			race.watch(query);
 			query.invalidate();
 		}, follow);
-	}
+	};
 
-	refetch(targets: Target[]): void {
+	const refetch = (targets: Target[]) => {
 		for (const isSpread of [false, true]) {
 			const group = targets.filter(({ jitterMs }) => (jitterMs !== undefined) === isSpread);
 			if (!group[0]) continue;
 			const { jitterMs } = group[0];
 			const isMeant = indexTargets(group);
-			this.#sweep((query) => {
+			sweep((query) => {
 				if (!isMeant(query) || !isWanted(query)) return;
-				if (isSpread || this.coalescer.isPaused) this.spread.add(query, jitterMs);
+				if (isSpread || coalescer.isPaused()) spread.add(query, jitterMs);
 				else void fetchQuery(query);
 			});
 		}
-	}
-
-	isHidden(): boolean {
-		return !!this.#document?.hidden;
-	}
-
-	isDoubtful(queryHash: string): boolean {
-		const query = this.queryClient.getQueryCache().get(queryHash);
-		return !!query && this.#race.isOpen(query);
-	}
-
-	seed(lastEventId: string): boolean {
-		const isSeeded = this.sse.seed(lastEventId);
-		if (isSeeded) this.lastEventId = lastEventId;
-		return isSeeded;
-	}
-
-	retain(): void {
-		if (this.#bindings++) return;
-		this.#document?.addEventListener('visibilitychange', this.#onShown);
-		this.#resume();
-	}
-
-	release(): void {
-		if (--this.#bindings) return;
-		this.#document?.removeEventListener('visibilitychange', this.#onShown);
-		this.coalescer.pause();
-	}
-
-	#resume(): void {
-		this.coalescer.resume();
-		this.spread.run();
-	}
-
-	#onShown = () => {
-		if (!this.isHidden()) this.#resume();
 	};
+
+	const coalescer = createCoalescer({ markStale, refetch, isHidden: () => !!page?.hidden });
+	const spread = createSpread(coalescer.isPaused);
+	const race = createRace(spread.add);
+
+	/** In a page that is hidden it does nothing. */
+	const resume = () => {
+		coalescer.resume();
+		spread.run();
+	};
+
+	const issuing: Issuing = {
+		lastEventId: sse.lastEventId,
+		unbound: new WeakMap(),
+		coalescer,
+		spread,
+		isDoubtful(queryHash) {
+			const query = queryClient.getQueryCache().get(queryHash);
+			return !!query && race.isOpen(query);
+		},
+		seed(lastEventId) {
+			const isSeeded = sse.seed(lastEventId);
+			if (isSeeded) issuing.lastEventId = lastEventId;
+			return isSeeded;
+		},
+		retain() {
+			if (bindings++) return;
+			page?.addEventListener('visibilitychange', resume);
+			resume();
+		},
+		release() {
+			if (--bindings) return;
+			page?.removeEventListener('visibilitychange', resume);
+			coalescer.pause();
+		},
+	};
+	return issuing;
 }
 
 const issuings = new WeakMap<QueryClient, WeakMap<object, Issuing>>();
@@ -212,7 +230,7 @@ const issuings = new WeakMap<QueryClient, WeakMap<object, Issuing>>();
 function issuingOf(sse: SSEClient<EventMap>, queryClient: QueryClient): Issuing {
 	const ofClient = issuings.get(queryClient) ?? new WeakMap<object, Issuing>();
 	issuings.set(queryClient, ofClient);
-	const issuing = ofClient.get(sse) ?? new Issuing(sse, queryClient);
+	const issuing = ofClient.get(sse) ?? createIssuing(sse, queryClient);
 	ofClient.set(sse, issuing);
 	return issuing;
 }

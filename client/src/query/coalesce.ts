@@ -9,7 +9,7 @@ import { nameOf, type Target } from './targets.js';
 export interface CoalesceHost {
 	/** Of all that was gathered in a frame, perhaps nothing; `done` when all of it is marked. */
 	markStale(targets: Target[], done: () => void): void;
-	/** All that is due at this moment. */
+	/** All that is due at this moment, perhaps nothing. */
 	refetch(targets: Target[]): void;
 	isHidden(): boolean;
 }
@@ -25,70 +25,58 @@ type Timer = ReturnType<typeof setTimeout>;
 
 const FRAME_MS = 16;
 
-export class Coalescer {
-	/** Gathered in this frame, or since the marking of the last began. */
-	#gathered = new Map<string, Target>();
-	#frame: Timer | undefined;
-	#isMarking = false;
-	/** Those that wait, or were fetched a short while ago. */
-	#keys = new Map<string, Key>();
-	#timer: Timer | undefined;
-	#isReleased = false;
-
-	constructor(private readonly host: CoalesceHost) {}
-
+export interface Coalescer {
 	/** Nothing is fetched. */
-	get isPaused(): boolean {
-		return this.#isReleased || this.host.isHidden();
-	}
-
+	isPaused(): boolean;
 	/** Stale from the end of this frame on, and fetched as soon as may be. */
-	add(target: Target): void {
-		this.#gathered.set(nameOf(target), target);
-		this.gather();
-	}
-
+	add(target: Target): void;
 	/** Have the frame end, even if with nothing. */
-	gather(): void {
-		this.#frame ??= setTimeout(() => this.endFrame(), FRAME_MS);
-	}
-
-	endFrame(): void {
-		clearTimeout(this.#frame);
-		this.#frame = undefined;
-		if (this.#isMarking) return this.gather(); // one after the other: the cursor follows both
-		this.#isMarking = true;
-		const gathered = [...this.#gathered];
-		this.#gathered.clear();
-		const done = () => {
-			this.#isMarking = false;
-			for (const [name, waiting] of gathered) {
-				this.#keys.set(name, { turn: this.#keys.get(name)?.turn ?? 0, waiting });
-			}
-			this.#fetchDue();
-		};
-		this.host.markStale(gathered.map(([, target]) => target), done);
-	}
-
+	gather(): void;
+	endFrame(): void;
 	/** What waits for nothing but this is fetched: the page is shown, or somebody is bound again. */
-	resume(): void {
-		this.#isReleased = false;
-		this.#fetchDue();
-	}
-
+	resume(): void;
 	/** Fetch nothing until `resume`. */
-	pause(): void {
-		this.#isReleased = true;
-		if (this.#frame !== undefined) this.endFrame();
-	}
+	pause(): void;
+}
 
-	#fetchDue(): void {
-		clearTimeout(this.#timer);
-		if (this.isPaused) return;
+export function createCoalescer(host: CoalesceHost): Coalescer {
+	/** Gathered in this frame, or since the marking of the last began. */
+	const gathered = new Map<string, Target>();
+	let frame: Timer | undefined;
+	let isMarking = false;
+	/** Those that wait, or were fetched a short while ago. */
+	const keys = new Map<string, Key>();
+	let timer: Timer | undefined;
+	let isReleased = false;
+
+	const isPaused = () => isReleased || host.isHidden();
+
+	const gather = () => {
+		frame ??= setTimeout(endFrame, FRAME_MS);
+	};
+
+	const endFrame = () => {
+		clearTimeout(frame);
+		frame = undefined;
+		if (isMarking) return gather(); // one after the other: the cursor follows both
+		isMarking = true;
+		const batch = [...gathered];
+		gathered.clear();
+		const done = () => {
+			isMarking = false;
+			for (const [name, waiting] of batch) keys.set(name, { turn: keys.get(name)?.turn ?? 0, waiting });
+			fetchDue();
+		};
+		host.markStale(batch.map(([, target]) => target), done);
+	};
+
+	const fetchDue = () => {
+		clearTimeout(timer);
+		if (isPaused()) return;
 		const now = performance.now();
 		const due: Target[] = [];
 		let next = Infinity;
-		for (const [name, key] of this.#keys) {
+		for (const [name, key] of keys) {
 			if (key.turn > now) {
 				if (key.waiting) next = Math.min(next, key.turn);
 			} else if (key.waiting) {
@@ -97,10 +85,28 @@ export class Coalescer {
 				key.turn = Math.ceil((now + key.waiting.minIntervalMs) / FRAME_MS) * FRAME_MS;
 				key.waiting = undefined;
 			} else {
-				this.#keys.delete(name);
+				keys.delete(name);
 			}
 		}
-		if (next < Infinity) this.#timer = setTimeout(() => this.#fetchDue(), next - now);
-		if (due.length) this.host.refetch(due);
-	}
+		if (next < Infinity) timer = setTimeout(fetchDue, next - now);
+		host.refetch(due);
+	};
+
+	return {
+		isPaused,
+		gather,
+		endFrame,
+		add(target) {
+			gathered.set(nameOf(target), target);
+			gather();
+		},
+		resume() {
+			isReleased = false;
+			fetchDue();
+		},
+		pause() {
+			isReleased = true;
+			if (frame !== undefined) endFrame();
+		},
+	};
 }

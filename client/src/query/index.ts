@@ -1,2 +1,2 @@
-export { bindQueryClient, type Binding, type BindOptions } from './bind.js';
+export { bindQueryClient, type Binding, type BindOptions, type KeysOf } from './bind.js';
 export { type CachePersister, type PersistedCache, withCursor } from './persist.js';

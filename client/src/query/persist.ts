@@ -1,20 +1,17 @@
 /** A cursor that outlives the page: stored with the cache it describes, in one write, and never without it. */
 
-import type { DehydratedState } from '@tanstack/react-query';
 import type { Binding } from './bind.js';
 
-/** What TanStack's persisters store; see `@tanstack/query-persist-client-core`. */
+/** As much as is used of what TanStack's persisters store; see `@tanstack/query-persist-client-core`. */
 export interface PersistedCache {
-	timestamp: number;
-	buster: string;
-	clientState: DehydratedState;
+	clientState: { queries: { queryHash: string; state: object }[] };
 }
 
 type Promisable<T> = T | PromiseLike<T>;
 
-export interface CachePersister {
-	persistClient(client: PersistedCache): Promisable<void>;
-	restoreClient(): Promisable<PersistedCache | undefined>;
+export interface CachePersister<C extends PersistedCache = any> {
+	persistClient(client: C): Promisable<void>;
+	restoreClient(): Promisable<C | undefined>;
 	removeClient(): Promisable<void>;
 }
 
@@ -29,31 +26,31 @@ interface StoredCursor {
  * cache whose age nobody knows (stored without a cursor, or restored after the stream had begun) is restored
  * as stale.
  */
-export function withCursor(persister: CachePersister, binding: Binding): CachePersister {
+export function withCursor<C extends PersistedCache>(persister: CachePersister<C>, binding: Binding): CachePersister<C> {
 	return {
 		persistClient(client) {
 			const stalecast: StoredCursor = { stream: binding.stream, lastEventId: binding.lastEventId };
 			const clientState = stale(client.clientState, (query) => binding.isDoubtful(query.queryHash));
-			return persister.persistClient({ ...client, clientState, stalecast } as PersistedCache);
+			return persister.persistClient({ ...client, clientState, stalecast } as C);
 		},
 		async restoreClient() {
-			const stored = (await persister.restoreClient()) as (PersistedCache & { stalecast?: StoredCursor }) | undefined;
+			const stored = (await persister.restoreClient()) as (C & { stalecast?: StoredCursor }) | undefined;
 			if (!stored) return undefined;
 			const { stalecast, ...client } = stored;
 			if (stalecast && stalecast.stream !== binding.stream) {
 				await persister.removeClient();
 				return undefined;
 			}
-			if (stalecast?.lastEventId && binding.seed(stalecast.lastEventId)) return client;
-			return { ...client, clientState: stale(client.clientState, () => true) };
+			if (stalecast?.lastEventId && binding.seed(stalecast.lastEventId)) return client as unknown as C;
+			return { ...client, clientState: stale(client.clientState, () => true) } as unknown as C;
 		},
 		removeClient: () => persister.removeClient(),
 	};
 }
 
-type Dehydrated = DehydratedState['queries'][number];
+type Dehydrated = PersistedCache['clientState'];
 
-function stale(state: DehydratedState, isStale: (query: Dehydrated) => boolean): DehydratedState {
+function stale<S extends Dehydrated>(state: S, isStale: (query: Dehydrated['queries'][number]) => boolean): S {
 	const queries = state.queries.map((query) =>
 		isStale(query) ? { ...query, state: { ...query.state, isInvalidated: true } } : query,
 	);

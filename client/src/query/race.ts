@@ -9,29 +9,30 @@
 
 import type { Query } from './tanstack.js';
 
-export class Race {
-	#fetches = new Map<Query, Promise<unknown>>();
-
-	/** `lost` is called when the query was invalidated once more. */
-	constructor(private readonly lost: (query: Query) => void) {}
-
+export interface Race {
 	/** The query is being invalidated now. */
-	watch(query: Query): void {
-		const { promise } = query;
-		if (query.state.fetchStatus === 'idle' || !promise || this.#fetches.get(query) === promise) return;
-		this.#fetches.set(query, promise);
-		const settled = () => {
-			if (this.#fetches.get(query) !== promise) return;
-			this.#fetches.delete(query);
-			// Where a fetch that began after the event replaced this one, its success makes the query fresh again.
-			query.invalidate();
-			this.lost(query);
-		};
-		promise.then(settled, settled);
-	}
-
+	watch(query: Query): void;
 	/** Whether what the query holds now, or gets next, may be older than the last event. */
-	isOpen(query: Query): boolean {
-		return this.#fetches.has(query);
-	}
+	isOpen(query: Query): boolean;
+}
+
+/** `lost` is called when the query was invalidated once more. */
+export function createRace(lost: (query: Query) => void): Race {
+	const fetches = new Map<Query, Promise<unknown>>();
+	return {
+		watch(query) {
+			const { promise } = query;
+			if (query.state.fetchStatus === 'idle' || !promise || fetches.get(query) === promise) return;
+			fetches.set(query, promise);
+			const settled = () => {
+				if (fetches.get(query) !== promise) return;
+				fetches.delete(query);
+				// Where a fetch that began after the event replaced this one, its success makes the query fresh again.
+				query.invalidate();
+				lost(query);
+			};
+			promise.then(settled, settled);
+		},
+		isOpen: (query) => fetches.has(query),
+	};
 }

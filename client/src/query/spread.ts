@@ -14,37 +14,45 @@ export const fetchQuery = (query: Query): Promise<unknown> =>
 	// `Race` knows.
 	query.fetch(undefined, { cancelRefetch: false }).catch(() => {});
 
-export class Spread {
+export interface Spread {
 	/** At once, at most. */
-	limit = 0;
-	#queue = new Set<Query>();
-	#running = 0;
-
-	constructor(private readonly pausable: { readonly isPaused: boolean }) {}
-
+	limit: number;
 	/** Its turn comes at a moment drawn from the next `jitterMs`. */
-	add(query: Query, jitterMs?: number): void {
-		const join = () => {
-			this.#queue.add(query);
-			this.run();
-		};
-		if (jitterMs) setTimeout(join, Math.random() * jitterMs);
-		else join();
-	}
-
+	add(query: Query, jitterMs?: number): void;
 	/** What waits for nothing but this is fetched: no longer paused. */
-	run(): void {
-		for (const query of this.#queue) {
-			if (this.#running >= this.limit || this.pausable.isPaused) return;
-			this.#queue.delete(query);
+	run(): void;
+}
+
+export function createSpread(isPaused: () => boolean): Spread {
+	const queue = new Set<Query>();
+	let running = 0;
+
+	const run = () => {
+		for (const query of queue) {
+			if (running >= spread.limit || isPaused()) return;
+			queue.delete(query);
 			// Since it was marked somebody may have left it, or have had it fetched.
 			if (!query.state.isInvalidated || !isWanted(query)) continue;
-			this.#running++;
+			running++;
 			const held = new Promise((resolve) => setTimeout(resolve, HELD_LIMIT_MS));
 			void Promise.race([held, fetchQuery(query)]).then(() => {
-				this.#running--;
-				this.run();
+				running--;
+				run();
 			});
 		}
-	}
+	};
+
+	const spread: Spread = {
+		limit: 0,
+		run,
+		add(query, jitterMs) {
+			const join = () => {
+				queue.add(query);
+				run();
+			};
+			if (jitterMs) setTimeout(join, Math.random() * jitterMs);
+			else join();
+		},
+	};
+	return spread;
 }

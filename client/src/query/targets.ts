@@ -8,9 +8,9 @@
 
 import type { Query, QueryKey } from './tanstack.js';
 
-/** Queries whose keys begin so; without a key, every query. */
+/** Queries whose keys begin so; of an empty one, every query. */
 export interface Target {
-	queryKey?: QueryKey;
+	queryKey: QueryKey;
 	/** They are fetched at most this often. */
 	minIntervalMs: number;
 	/** They are not fetched at once, but within so long, and few at once. */
@@ -27,12 +27,12 @@ interface Node {
 
 const createNode = (): Node => ({ isEnd: false, next: new Map(), compared: [] });
 
-/** A Map takes what is identical, which is what matching asks of all but objects, and NaN, which matches nothing. */
-const isCompared = (part: unknown): boolean => (typeof part === 'object' && part !== null) || Number.isNaN(part);
+/** A Map takes what is identical, which is what matching asks of all primitives but NaN, which matches nothing. */
+const isCompared = (part: unknown): boolean => Object(part) === part || Number.isNaN(part);
 
 export function indexTargets(targets: Iterable<Pick<Target, 'queryKey'>>): (query: Query) => boolean {
 	const root = createNode();
-	insert: for (const { queryKey = [] } of targets) {
+	insert: for (const { queryKey } of targets) {
 		let node = root;
 		for (const part of queryKey) {
 			if (isCompared(part)) {

@@ -33,6 +33,11 @@ test('an application has its own', () => {
 	const sse = new SSEClient<Own>('/v1/sse/42');
 	sse.on('vote_cast', (data) => expectTypeOf(data.id).toBeNumber());
 	bindQueryClient(sse, {} as QueryClient, { keys: { vote_cast: ({ id }) => [['votes', id]] } });
+	bindQueryClient(sse, {} as QueryClient, { keys: { vote_cast: [['votes', ({ id }) => id.toFixed()], ['all', { page: 1 }]] } });
+	// @ts-expect-error no such member
+	bindQueryClient(sse, {} as QueryClient, { keys: { vote_cast: [['votes', ({ di }) => di]] } });
+	// @ts-expect-error a function within an object is not asked
+	bindQueryClient(sse, {} as QueryClient, { keys: { vote_cast: [['votes', { id: () => 1 }]] } });
 	// @ts-expect-error no such event
 	bindQueryClient(sse, {} as QueryClient, { keys: { argument_updated: () => [] } });
 });

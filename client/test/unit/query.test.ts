@@ -1,7 +1,8 @@
+import type { PersistedClient } from '@tanstack/query-persist-client-core';
 import { dehydrate, hydrate, QueryClient, QueryObserver } from '@tanstack/react-query';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { SSEClient } from '../../src/core/client.js';
-import { type Binding, bindQueryClient, type BindOptions, type PersistedCache, withCursor } from '../../src/query/index.js';
+import { type Binding, bindQueryClient, type BindOptions, withCursor } from '../../src/query/index.js';
 import { reload, Stream, testPlatform, updated } from './support.js';
 
 const FRAME_MS = 16;
@@ -297,6 +298,31 @@ describe('binding', () => {
 		vi.unstubAllGlobals();
 	});
 
+	test.each<[string, BindOptions['keys'], string[]]>([
+		['a function', KEYS, ['item', 'list', 'other']],
+		['lists', { argument_updated: [['item', ({ id }) => String(id)], ['list', 'new']], reload_required: [['note']] }, ['item', 'list']],
+		['a list and a function', { argument_updated: [['item']], reload_required: () => [] }, ['item', 'list', 'other']],
+		['a list that begins with a function', { argument_updated: [[({ id }) => id]] }, ['item', 'list', 'other']],
+		['nothing', {}, ['item', 'list', 'other']],
+	])('bound by default: %s', async (_, keys, stale) => {
+		const page = await live({ options: { keys } });
+		for (const key of [['item', 'a'], ['list', 'new', 1], ['other']]) page.queryClient.setQueryData(key, 1);
+		page.write(reload('5-0'));
+		await turn(FRAME_MS);
+		const queries = page.queryClient.getQueryCache().getAll();
+		expect(queries.filter(({ state }) => state.isInvalidated).map(({ queryKey }) => queryKey[0])).toEqual(stale);
+	});
+
+	test('a key whose part is a function names what the data says', async () => {
+		const page = await live({ options: { keys: { argument_updated: [['item', ({ id }) => String(id)]] } } });
+		for (const id of ['a', 'b']) page.show(id);
+		await turn(2000);
+		page.fetches.length = 0;
+		page.change('b', '2-0');
+		await turn(FRAME_MS);
+		expect(page.fetches).toEqual(['b']);
+	});
+
 	test('unbound, nothing is fetched; bound anew after events, everything is stale; without any, nothing is', async () => {
 		const page = await live();
 		page.show('a');
@@ -450,8 +476,8 @@ describe('the cursor', () => {
 	function makeStore() {
 		let stored: string | undefined;
 		const persister = {
-			persistClient: (client: PersistedCache) => void (stored = JSON.stringify(client)),
-			restoreClient: () => (stored === undefined ? undefined : (JSON.parse(stored) as PersistedCache)),
+			persistClient: (client: PersistedClient) => void (stored = JSON.stringify(client)),
+			restoreClient: () => (stored === undefined ? undefined : (JSON.parse(stored) as PersistedClient)),
 			removeClient: () => void (stored = undefined),
 		};
 		const save = (queryClient: QueryClient, binding: Binding) =>

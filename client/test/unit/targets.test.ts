@@ -31,18 +31,18 @@ function nameOfKey(queryKey: readonly unknown[]): string {
 	return nameOf({ queryKey });
 }
 
-test('a target without a key means every query, and none means none', () => {
+test('an empty key means every query, and none means none', () => {
 	const queryClient = new QueryClient();
 	for (const queryKey of [['a'], ['a', 1]]) queryClient.setQueryData(queryKey, 1);
-	const meant = (...targets: { queryKey?: string[] }[]) =>
+	const meant = (...targets: { queryKey: string[] }[]) =>
 		queryClient.getQueryCache().getAll().filter(indexTargets(targets)).map(({ queryHash }) => queryHash);
-	expect(meant({})).toEqual(['["a"]', '["a",1]']);
+	expect(meant({ queryKey: [] })).toEqual(['["a"]', '["a",1]']);
 	expect(meant()).toEqual([]);
 });
 
 test('a query whose key is none does no harm', () => {
 	const query = { queryHash: 'x', queryKey: undefined } as never;
-	expect([indexTargets([{ queryKey: ['a'] }])(query), indexTargets([{}])(query)]).toEqual([false, true]);
+	expect([indexTargets([{ queryKey: ['a'] }])(query), indexTargets([{ queryKey: [] }])(query)]).toEqual([false, true]);
 });
 
 test('targets that mean different queries have different names', () => {
