@@ -3,11 +3,13 @@
 A lane is one Redis with two servers on it, one for cleartext and one for TLS, and does one round after
 another, each on new topics; so a round may stop or wipe any of them. Lanes run side by side. A round: its
 clients follow their plans while one task does the steps; then the faults stop, markers are appended to each
-topic, and the clients have `SETTLE_LIMIT_S` to reach them; then the oracle judges every client's history.
+topic, and the clients reach them, or cease to get on for `SETTLE_LIMIT_S`; then the oracle judges every
+client's history.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
@@ -47,7 +49,10 @@ SETTINGS = {
     "STALECAST_TOPIC_LINGER_S": "0.1",
 }
 SLOWNESS_S = 0.1  # each way, at most
+# How long nothing may come to anybody, and how long all of it may take: a busy machine is slow.
 SETTLE_LIMIT_S = 10
+SETTLE_LIMIT_WHOLE_S = 60
+SETTLE_LOOK_S = 0.25
 MARKER_PAUSE_S = 0.005
 LEFT_OVER_LIMIT_S = 5  # stuck clients are cut, topics linger, connections to Redis are made anew
 AFTERMATH_S = 0.01  # for what must not come after the marker
@@ -207,12 +212,25 @@ class _Driver:
     async def settle(self) -> None:
         for client in self._clients:
             client.stay()
-        with trio.move_on_after(SETTLE_LIMIT_S):
-            await self._reach_markers()
-            if self._went_back:
-                # Servers that have heard of what came since have also marked the rollback: in front of these.
+        with trio.move_on_after(SETTLE_LIMIT_WHOLE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._give_up, nursery.cancel_scope)
                 await self._reach_markers()
+                if self._went_back:
+                    # Servers that have heard of what came since have also marked the rollback: in front of
+                    # these.
+                    await self._reach_markers()
+                nursery.cancel_scope.cancel()
         await trio.sleep(AFTERMATH_S)
+
+    async def _give_up(self, scope: trio.CancelScope) -> None:
+        received, deadline_s = -1, math.inf
+        while trio.current_time() < deadline_s:
+            now = sum(client.received for client in self._clients)
+            if now != received:
+                received, deadline_s = now, trio.current_time() + SETTLE_LIMIT_S
+            await trio.sleep(SETTLE_LOOK_S)
+        scope.cancel()
 
     async def _reach_markers(self) -> None:
         for _ in range(2):  # two, so that the markers themselves can show a disorder

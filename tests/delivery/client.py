@@ -48,6 +48,11 @@ class Client:
     def history(self) -> ClientHistory:
         return ClientHistory(self.name, self._connections)
 
+    @property
+    def received(self) -> int:
+        """How often it was moved on, or back."""
+        return len(self._given)
+
     async def wait_reached(self, id_: StreamId) -> None:
         """Until the client's cursor is at `id_` or beyond it. One waiter at a time."""
         self._goal, self._reached = id_, trio.Event()
