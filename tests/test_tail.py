@@ -1,6 +1,6 @@
 """Live reading: everything in order, or the loss is told; one contract for every server."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import hiredis
@@ -688,6 +688,22 @@ async def test_a_mark_stands_behind_more_than_one_read(needs_real_server, start_
     await topic_goes_on(topic, writer, *next_numbers(bytes(topic.delivered[-1])))
 
 
+async def rolled_back(
+    redis_url: str, client: Client, writer: Redis, added: Iterable[int], mark: int
+) -> tuple[Watched, Group]:
+    """A topic that had come to 5, and whose stream went back to 3; `added` came since, and `mark` was to."""
+    topic = Watched("a")
+    add(writer, "a", 1, 2, 3)
+    await topic.open(client)
+    topic.position, topic.added_at_position = at(5), None
+    add(writer, "a", *added)
+    address = Address.from_url(redis_url)
+    group = Group(Tails(address, client, group_limit_topics=1, read_limit_events=500, timeout_s=TIMEOUT_S))
+    group.topics[topic.key] = topic
+    group._marks[topic.key] = at(mark)
+    return topic, group
+
+
 @pytest.mark.parametrize(
     ("mark", "added", "rewinds"),
     [
@@ -700,17 +716,9 @@ async def test_a_mark_stands_behind_more_than_one_read(needs_real_server, start_
 async def test_who_connects_anew_before_the_mark_is_read_looks_for_the_mark(
     needs_real_server, redis_url, client, writer, mark, added, rewinds
 ):
-    topic = Watched("a")
-    add(writer, "a", 1, 2, 3)
-    await topic.open(client)
-    topic.position, topic.added_at_position = at(5), None
-    add(writer, "a", *added)
-    address = Address.from_url(redis_url)
-    group = Group(Tails(address, client, group_limit_topics=1, read_limit_events=500, timeout_s=TIMEOUT_S))
-    group.topics[topic.key] = topic
-    group._marks[topic.key] = at(mark)
+    topic, group = await rolled_back(redis_url, client, writer, added, mark)
 
-    async with await connect(address, name="test", timeout_s=TIMEOUT_S) as connection:
+    async with await connect(Address.from_url(redis_url), name="test", timeout_s=TIMEOUT_S) as connection:
         await group._recheck(connection)
 
     assert (topic.losses, topic.rewinds) == ([], rewinds)
@@ -729,18 +737,10 @@ async def test_who_connects_anew_before_the_mark_is_read_looks_for_the_mark(
 async def test_a_mark_that_is_gone_when_its_place_is_read_is_made_again(
     needs_real_server, redis_url, client, writer, added, read, delivered, rewinds
 ):
-    topic = Watched("a")
-    add(writer, "a", 1, 2, 3)
-    await topic.open(client)
-    topic.position, topic.added_at_position = at(5), None
-    add(writer, "a", *added)
-    address = Address.from_url(redis_url)
-    group = Group(Tails(address, client, group_limit_topics=1, read_limit_events=500, timeout_s=TIMEOUT_S))
-    group.topics[topic.key] = topic
-    group._marks[topic.key] = at(8)
+    topic, group = await rolled_back(redis_url, client, writer, added, mark=8)
     entries = [(at(number), [b"payload", b"{}"]) for number in read]
 
-    async with await connect(address, name="test", timeout_s=TIMEOUT_S) as connection:
+    async with await connect(Address.from_url(redis_url), name="test", timeout_s=TIMEOUT_S) as connection:
         epoch_reply, proof = await connection.call(EPOCH_COMMAND, snapshot_command(topic.key))
         await group._hand_over(connection, {topic.key: entries}, {topic.key: proof}, parse_epoch(epoch_reply))
 
