@@ -2,12 +2,12 @@
  * Changes the source, one small thing at a time, and tells of each change that no test noticed, unless it is explained
  * in `mutate.explained.mjs`. `npm run mutate -- src/polling.ts ...`; without files it takes all, and an hour or two.
  *
- * First only the tests of the client and of the files themselves run; what they let pass meets all units, the cases of
- * web-platform-tests and the model too, which are slow.
+ * First only the tests of the client, of the files themselves and of their directories run; what they let pass meets
+ * all units, the cases of web-platform-tests and the model too, which are slow.
  */
 
 import { readFileSync } from 'node:fs';
-import { basename } from 'node:path';
+import { basename, dirname } from 'node:path';
 import { Stryker } from '@stryker-mutator/core';
 import { explained } from './mutate.explained.mjs';
 
@@ -42,8 +42,11 @@ const rangeOf = ({ fileName, location: { start, end } }) =>
 	`${fileName}:${start.line}:${start.column - 1}-${end.line}:${end.column - 1}`;
 const keyOf = (mutant) => `${rangeOf(mutant)} ${mutant.replacement}`;
 
+/** By its name and its directory's: `tabs.test.ts` is for all of `tabs/`. */
+const testsOf = (file) => [basename(file).replace(/\..*/, ''), basename(dirname(file))];
+
 const asked = process.argv.slice(2);
-const all = await run(asked.length ? asked : ALL, asked.length ? ['client', ...asked.map((file) => basename(file).replace(/\..*/, ''))] : ['*']);
+const all = await (asked.length ? run(asked, ['client', ...asked.flatMap(testsOf)]) : run(ALL, ['*']));
 let alive = all.filter(isAlive);
 if (alive.length) {
 	const later = new Map((await run([...new Set(alive.map(rangeOf))])).map((mutant) => [keyOf(mutant), mutant]));
