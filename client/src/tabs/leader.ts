@@ -207,7 +207,7 @@ export function createTabs({ platform, name, url, options, feed, told, failed }:
 	};
 
 	const listen = (message: Message) => {
-		if ('from' in message) return role === 'leader' && answer(message);
+		if ('from' in message) return answer(message);
 		source.mode = message.mode;
 		if (!('term' in message)) return tell();
 		// Two leaders at once: one was stolen from and has not heard of it yet. It will, from the browser.

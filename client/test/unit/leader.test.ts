@@ -57,7 +57,7 @@ function start(changes: Partial<Platform> = {}, options: SSEClientOptions = { in
 	const hear = (message: Partial<Word> | Question | { mode: 'poll' }) => channels.at(-1)!.onmessage!({ data: message } as MessageEvent);
 	const words = () => posted.filter((message): message is Word => 'term' in message);
 	const questions = () => posted.filter((message): message is Question => 'from' in message);
-	return { sse, locks, posted, streams, told, hear, words, questions };
+	return { sse, platform, locks, posted, streams, told, hear, words, questions };
 }
 
 const state = { term: 1, count: 5, now: 0, hasBegun: true, status: 'live', mode: 'auto', isHidden: false } as const;
@@ -145,6 +145,16 @@ describe('the lock', () => {
 		expect([sse.role, streams.length]).toEqual(['alone', 1]);
 	});
 
+	test('a page that was left takes no part until it is back, whoever asks for the stream', async () => {
+		const page = new EventTarget();
+		const { sse, locks } = start({ addEventListener: page.addEventListener.bind(page) });
+		page.dispatchEvent(new Event('pagehide'));
+		sse.connect();
+		expect([sse.role, locks.length]).toEqual([undefined, 1]);
+		page.dispatchEvent(new Event('pageshow'));
+		expect([sse.role, locks.length]).toEqual(['follower', 2]);
+	});
+
 	test('a follower that leaves leaves nothing', async () => {
 		const { sse, locks } = await follow();
 		sse.close();
@@ -196,6 +206,34 @@ describe('what a follower hears', () => {
 		expect([told, sse.status, streams[0]!.isAborted]).toEqual([['b', 'c'], 'follower', true]);
 	});
 
+	test('a mode, from a tab that was told to use it: it stays in step', async () => {
+		const { hear, sse, questions } = await follow();
+		const before = questions().length;
+		hear({ mode: 'poll' });
+		expect([sse.mode, sse.status, questions().length]).toEqual(['poll', 'follower', before]);
+	});
+
+	test('it asks no leader that it has just heard; while it has to catch up, at each beat', async () => {
+		const { hear, questions } = await follow();
+		const asked: number[] = [];
+		const beat = async (word: Partial<Word>) => {
+			hear({ ...state, ...word });
+			const before = questions().length;
+			await turn(2000);
+			asked.push(questions().length - before);
+		};
+		for (let count = 0; count < 3; count++) await beat({});
+		for (let count = 0; count < 3; count++) await beat({ count: 7, to: 9, cursor: '1-6', blocks: [] });
+		expect(asked).toEqual([0, 0, 0, 1, 1, 1]);
+	});
+
+	test('nothing where there is no network, whatever the leader said last', async () => {
+		const { platform, hear, sse } = await follow();
+		Object.assign(platform.navigator!, { onLine: false });
+		hear(state);
+		expect(sse.status).toBe('offline');
+	});
+
 	test('without a cursor, a question says since when the page may have fetched, by the clock of the leader that it heard', async () => {
 		const { hear, questions, sse } = start({ performance: { now: () => 50_000 } }, {});
 		await turn();
@@ -230,6 +268,18 @@ describe('what a leader says', () => {
 		streams[0]!.write(`id: 1-1\ndata: ${block(1, 'a').data}\n\nid: 1-2\ndata: ${block(2, 'b').data}\n\n`);
 		await turn();
 		expect(words().map(({ blocks }) => blocks?.map(({ id }) => id))).toEqual([['1-1', '1-2']]);
+	});
+
+	test('its own mode, after another tab told one: what was on its way before said the old one', async () => {
+		const { hear, words } = await lead();
+		hear({ mode: 'poll' });
+		expect(words().at(-1)).toMatchObject({ mode: 'poll' });
+	});
+
+	test('nothing to another leader: the browser tells which of them is none any more', async () => {
+		const { hear, posted, sse } = await lead();
+		hear({ ...state, term: 2 });
+		expect([posted, sse.status]).toEqual([[], 'live']);
 	});
 
 	test('to questions: what is behind the very entry; where that is unknown, nothing', async () => {
