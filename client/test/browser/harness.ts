@@ -147,7 +147,7 @@ export function suspend(root: number): () => void {
 	};
 }
 
-const answers = async (url: string): Promise<boolean> => {
+export const answers = async (url: string): Promise<boolean> => {
 	try {
 		return (await fetch(url)).status < 500;
 	} catch {
@@ -191,6 +191,8 @@ export class World {
 	beforeAnswer: (page: string, item: string) => Promise<void> | void = () => {};
 	/** Which bearer token the application lets through to streams; any, if undefined. */
 	validToken: string | undefined;
+	/** Where the site's files are. */
+	served = '';
 	/** How the site answers a stream, if not by what Stalecast says: as a proxy does that has lost its backend. */
 	refuse: ((response: ServerResponse) => void) | undefined;
 	#browserServer: Promise<BrowserServer> | undefined;
@@ -208,7 +210,8 @@ export class World {
 	/** Answers that the site passes on, and those of Stalecast that they are of. */
 	#proxied = new Map<ServerResponse, IncomingMessage>();
 
-	async start(settings: Record<string, string> = {}): Promise<void> {
+	/** `served`: where the site's files are, if not those of the page that tests of this folder open. */
+	async start(settings: Record<string, string> = {}, served?: string): Promise<void> {
 		const redisPort = await freePort();
 		const redisUrl = `redis://127.0.0.1:${redisPort}`;
 		const redis = [REDIS!, '--port', `${redisPort}`, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'];
@@ -240,8 +243,8 @@ export class World {
 			() => answers(`${this.stalecastUrl}/readyz`),
 		);
 		await this.stalecast.start();
-		const folder = await buildPage();
-		this.#site = createServer((request, response) => this.#serve(folder, request, response));
+		this.served = served ?? (await buildPage());
+		this.#site = createServer((request, response) => this.#serve(request, response));
 		await new Promise<void>((resolve) => this.#site.listen(0, '127.0.0.1', resolve));
 		this.siteUrl = `http://127.0.0.1:${(this.#site.address() as { port: number }).port}`;
 	}
@@ -305,11 +308,8 @@ export class World {
 		this.topic = `topic-${Math.random().toString(36).slice(2)}`;
 	}
 
-	/**
-	 * `base`: where the page finds Stalecast. Through nginx, or through the site itself (which checks the token),
-	 * it is of the page's own origin; Stalecast itself is of another.
-	 */
-	async open(config: Partial<PageConfig> & { name: string }, base = this.stalecastUrl): Promise<Page> {
+	/** An empty one, in the browser of this test. */
+	async newPage(): Promise<Page> {
 		// Promises, not what they bring: pages are opened side by side.
 		this.#browserServer ??= chromium.launchServer({
 			executablePath: CHROMIUM,
@@ -325,7 +325,15 @@ export class World {
 		});
 		this.#browser ??= this.#browserServer.then((server) => chromium.connect(server.wsEndpoint()));
 		this.#context ??= this.#browser.then((browser) => browser.newContext());
-		const page = await (await this.#context).newPage();
+		return (await this.#context).newPage();
+	}
+
+	/**
+	 * `base`: where the page finds Stalecast. Through nginx, or through the site itself (which checks the token),
+	 * it is of the page's own origin; Stalecast itself is of another.
+	 */
+	async open(config: Partial<PageConfig> & { name: string }, base = this.stalecastUrl): Promise<Page> {
+		const page = await this.newPage();
 		if (config.hasToken) await page.addInitScript(() => (window.token = () => sessionStorage.getItem('token') ?? 'first'));
 		await page.goto(this.pageUrl(config, base));
 		return page;
@@ -423,13 +431,13 @@ export class World {
 		}
 	}
 
-	#serve(folder: string, request: IncomingMessage, response: ServerResponse): void {
+	#serve(request: IncomingMessage, response: ServerResponse): void {
 		const url = new URL(request.url!, 'http://site');
 		const item = /^\/api\/items\/([^/]+)$/.exec(url.pathname)?.[1];
 		if (item !== undefined) void this.#answerItem(url.searchParams.get('page') ?? '', item, response);
 		else if (url.pathname.startsWith('/v1/')) this.#forward(request, response);
 		else {
-			const file = join(folder, url.pathname === '/' ? 'index.html' : url.pathname);
+			const file = join(this.served, url.pathname === '/' ? 'index.html' : url.pathname);
 			if (!existsSync(file)) return void response.writeHead(404).end();
 			const type = file.endsWith('.js') ? 'text/javascript' : 'text/html; charset=utf-8';
 			response.writeHead(200, { 'Content-Type': type }).end(readFileSync(file));
