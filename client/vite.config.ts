@@ -2,6 +2,8 @@ import { defineConfig } from 'vite';
 
 // The declarations come from tsc: see the script `build`.
 export default defineConfig({
+	// Whatever NODE_ENV is where it is packed: React's development runtime has no place in an application.
+	oxc: { jsx: { runtime: 'automatic', development: false } },
 	build: {
 		target: 'es2022',
 		sourcemap: true,

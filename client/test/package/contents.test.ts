@@ -39,6 +39,12 @@ test.each(['dist/react.js', 'dist/cjs/react.js'])('%s is for the client of a fra
 	expect(read(name).split('\n')[0]).toMatch(/^(['"])use client\1;$/);
 });
 
+// NODE_ENV is `test` while these tests pack it.
+test.each(['dist/react.js', 'dist/cjs/react.js'])('%s has the runtime of production, wherever it was packed', (name) => {
+	expect(read(name)).toMatch(/react\/jsx-runtime/);
+	expect(read(name)).not.toMatch(/jsxDEV/);
+});
+
 test.each(['dist/index.js', 'dist/query.js', 'dist/cjs/index.js', 'dist/cjs/query.js'])('%s is for either side', (name) => {
 	expect(read(name)).not.toContain('use client');
 });
