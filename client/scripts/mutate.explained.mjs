@@ -8,5 +8,6 @@ export const explained = [
 	{ file: 'polling.ts', line: 'if (isLost) changed();', to: 'true', why: 'tells of no change: spares tabs a message' },
 	{ file: 'polling.ts', line: '> TICK_MS + SLEEP_MS', to: '>=', why: 'one millisecond more or less of a sleep' },
 	{ file: 'polling.ts', line: '>= healthyMs', to: '> healthyMs', why: 'one millisecond more or less of a healthy while' },
+	{ file: 'core/cursor.ts', line: '.exec(id) ?? [];', to: '["', why: 'only the second and third of it are read' },
 	{ file: 'core/parser.ts', line: '.exec(line) ?? [];', to: '["', why: 'only the second and third of it are read' },
 ];

@@ -31,7 +31,7 @@ describe('what a block says', () => {
 		['an envelope without a name', { data: '{"event":"","data":7}' }, { event: '', data: 7 }],
 	];
 	test.each(cases)('%s', (_, block, expected) => {
-		expect(tell(block).told).toEqual([expected]);
+		expect(tell(block)).toMatchObject({ told: [expected], cursor: '1-0' });
 		expect(tell({ ...block, id: '2-0' })).toMatchObject({ told: [expected], cursor: '2-0' });
 	});
 
@@ -53,6 +53,14 @@ test.each(['', '日本', 'a\nb', 'x'.repeat(1001)])('behind a cursor that the se
 	expect(told).toEqual([undefined]);
 	feed.receive([{ id: '7-0' }, { id: '8-0', data: '{"event":"a","data":7}' }]);
 	expect([told, feed.cursor, feed.ring.map(({ id }) => id)]).toEqual([[undefined, { event: 'a', data: 7 }], '8-0', ['7-0', '8-0']]);
+});
+
+test('a feed has begun with the first block, and returns those that are new', () => {
+	const feed = createFeed(testPlatform(() => new Response()), () => {});
+	expect([feed.receive([]), feed.hasBegun, feed.cursor, feed.ring]).toEqual([[], false, '', []]);
+	const blocks = ['1-0', '1-1', '1-1', '1-0', '1-2'].map((id) => ({ id }));
+	expect(feed.receive(blocks)).toEqual([{ id: '1-0' }, { id: '1-1' }, { id: '1-2' }]);
+	expect([feed.receive([]), feed.hasBegun, feed.cursor]).toEqual([[], true, '1-2']);
 });
 
 test('what the browser had is dated by a clock that nobody sets', () => {
