@@ -10,4 +10,7 @@ export const explained = [
 	{ file: 'polling.ts', line: '>= healthyMs', to: '> healthyMs', why: 'one millisecond more or less of a healthy while' },
 	{ file: 'core/cursor.ts', line: '.exec(id) ?? [];', to: '["', why: 'only the second and third of it are read' },
 	{ file: 'core/parser.ts', line: '.exec(line) ?? [];', to: '["', why: 'only the second and third of it are read' },
+	{ file: 'query/coalesce.ts', line: 'if (key.turn > now)', to: '>=', why: 'a turn that has just come is looked at again at once' },
+	{ file: 'query/coalesce.ts', line: '} else {', to: '{}', why: 'only memory: a turn that is over says nothing' },
+	{ file: 'query/race.ts', line: 'fetches.get(query) === promise) return;', to: 'false', why: 'only speed: the second to settle finds nothing' },
 ];
