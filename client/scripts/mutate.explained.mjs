@@ -13,4 +13,7 @@ export const explained = [
 	{ file: 'query/coalesce.ts', line: 'if (key.turn > now)', to: '>=', why: 'a turn that has just come is looked at again at once' },
 	{ file: 'query/coalesce.ts', line: '} else {', to: '{}', why: 'only memory: a turn that is over says nothing' },
 	{ file: 'query/race.ts', line: 'fetches.get(query) === promise) return;', to: 'false', why: 'only speed: the second to settle finds nothing' },
+	{ file: 'query/bind.ts', line: 'if (bindings++) return;', to: 'false', why: 'the same listener again, and nothing waits' },
+	{ file: 'query/sweep.ts', line: '>= endsAt) return;', to: '> endsAt', why: 'one millisecond more or less of a slice' },
+	{ file: 'query/sweep.ts', line: "refetchType: 'none'", to: '""', why: 'of the queries that it would fetch there is none' },
 ];

@@ -1,11 +1,16 @@
 /** The parts of the binding by themselves: what a cache that behaves hides of them. */
 
+import { QueryClient, QueryObserver } from '@tanstack/react-query';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { SSEClient } from '../../src/core/client.js';
 import { createCoalescer } from '../../src/query/coalesce.js';
+import { type BindOptions, bindQueryClient } from '../../src/query/index.js';
 import { createRace } from '../../src/query/race.js';
 import { fetchQuery, isWanted } from '../../src/query/spread.js';
+import { createSweep } from '../../src/query/sweep.js';
 import type { Query } from '../../src/query/tanstack.js';
 import type { Target } from '../../src/query/targets.js';
+import { testPlatform } from './support.js';
 
 beforeEach(() => vi.useFakeTimers({ now: 1_700_000_000_000 }));
 afterEach(() => vi.useRealTimers());
@@ -165,4 +170,116 @@ describe('a fetch', () => {
 		await expect(fetchQuery(makeQuery({ fetch }))).resolves.toBeUndefined();
 		expect(fetch).toHaveBeenCalledWith(undefined, { cancelRefetch: false });
 	});
+});
+
+describe('bindings of one stream to one cache', () => {
+	afterEach(() => vi.unstubAllGlobals());
+
+	/** A stream that says only what the test does, and a cache whose queries somebody looks at. */
+	function start(ids = ['a']) {
+		const sse = new SSEClient('https://example.test/s', { initialLastEventId: '1-0' }, testPlatform(() => new Response()));
+		const queryClient = new QueryClient({ defaultOptions: { queries: { staleTime: Infinity, gcTime: Infinity } } });
+		const fetches: string[] = [];
+		for (const id of ids) {
+			queryClient.setQueryData(['item', id], 0);
+			const queryFn = () => new Promise((resolve) => setTimeout(resolve, 100, fetches.push(id)));
+			new QueryObserver(queryClient, { queryKey: ['item', id], queryFn }).subscribe(() => {});
+		}
+		const bind = (more: Partial<BindOptions> = {}) =>
+			bindQueryClient(sse, queryClient, { keys: { argument_updated: ({ id }) => [['item', id]] }, ...more });
+		const hear = (id: string, event = 'argument_updated') =>
+			sse.dispatchEvent(new MessageEvent('message', { data: { event, data: { id } } }));
+		const isStale = () => queryClient.getQueryCache().getAll().some(({ state }) => state.isInvalidated);
+		return { sse, queryClient, fetches, bind, hear, isStale };
+	}
+
+	test('one that is ended hears nothing', async () => {
+		const { sse, bind, hear, isStale } = start();
+		bind()();
+		hear('a');
+		for (const type of ['began', 'lost']) sse.dispatchEvent(new Event(type));
+		await turn(5000);
+		expect(isStale()).toBe(false);
+	});
+
+	test('one that is ended twice ends no other', async () => {
+		const { fetches, bind, hear } = start();
+		bind();
+		const unbind = bind();
+		unbind();
+		unbind();
+		hear('a');
+		await turn(500);
+		expect(fetches).toEqual(['a']);
+	});
+
+	test('after the last, what waits for its turn waits until there is one again, also when the page is shown', async () => {
+		const { fetches, bind, hear } = start();
+		const unbind = bind();
+		hear('a');
+		await turn(200);
+		hear('a');
+		unbind();
+		await turn(5000);
+		document.dispatchEvent(new Event('visibilitychange'));
+		await turn(500);
+		expect(fetches).toEqual(['a']);
+		bind();
+		await turn(500);
+		expect(fetches).toEqual(['a', 'a']);
+	});
+
+	test('there may be no page', async () => {
+		vi.stubGlobal('document', undefined);
+		const { fetches, bind, hear } = start();
+		const unbind = bind();
+		hear('a');
+		await turn(500);
+		unbind();
+		expect(fetches).toEqual(['a']);
+	});
+
+	test('what events name is fetched at once, however much it is', async () => {
+		const ids = ['a', 'b', 'c', 'd', 'e'];
+		const { fetches, bind, hear } = start(ids);
+		bind({ reloadConcurrency: 2 });
+		for (const id of ids) hear(id);
+		await turn(50);
+		expect(fetches).toEqual(ids);
+	});
+
+	test('an event that names nothing costs no pass over the cache', async () => {
+		const { queryClient, bind, hear } = start();
+		bind();
+		const passes = vi.spyOn(queryClient.getQueryCache(), 'getAll');
+		hear('a', 'another');
+		await turn(500);
+		expect(passes).not.toHaveBeenCalled();
+	});
+
+	test('a seed that comes too late moves no cursor', () => {
+		const unbind = start().bind();
+		expect([unbind.seed('9-0'), unbind.lastEventId]).toEqual([false, '1-0']);
+	});
+});
+
+test('slices of a pass are tasks of their own, by no timer: those of a hidden page come once a second', () => {
+	const tasks: (() => void)[] = [];
+	vi.stubGlobal('MessageChannel', class {
+		port1 = { onmessage: () => {}, close: () => {} };
+		port2 = { postMessage: () => tasks.push(() => this.port1.onmessage()) };
+	});
+	const queryClient = new QueryClient();
+	for (const id of ['a', 'b', 'c']) queryClient.setQueryData([id], 0);
+	const timers = vi.getTimerCount();
+	let steady = 0;
+	const clock = vi.spyOn(performance, 'now').mockImplementation(() => (steady += 10));
+	const seen: string[] = [];
+	createSweep(queryClient)(({ queryHash }) => void seen.push(queryHash));
+	const counts = [];
+	for (; tasks.length; tasks.shift()!()) counts.push(seen.length);
+	clock.mockRestore();
+	vi.unstubAllGlobals();
+	expect(counts.length).toBeGreaterThan(0);
+	expect([seen.length, vi.getTimerCount()]).toEqual([3, timers]);
 });
