@@ -16,4 +16,8 @@ export const explained = [
 	{ file: 'query/bind.ts', line: 'if (bindings++) return;', to: 'false', why: 'the same listener again, and nothing waits' },
 	{ file: 'query/sweep.ts', line: '>= endsAt) return;', to: '> endsAt', why: 'one millisecond more or less of a slice' },
 	{ file: 'query/sweep.ts', line: "refetchType: 'none'", to: '""', why: 'of the queries that it would fetch there is none' },
+	{ file: 'query/targets.ts', line: 'compared: [] });', to: '["', why: 'a text among the keys matches none' },
+	{ file: 'query/targets.ts', line: 'Number.isNaN(part);', to: 'true', why: 'only speed: all are compared' },
+	{ file: 'query/targets.ts', line: 'if (isCompared(part)) {', to: 'true', why: 'only speed: all are compared' },
+	{ file: 'query/targets.ts', line: 'target.length > key.length', why: 'objects with such a length differ in it anyway' },
 ];

@@ -1,10 +1,10 @@
 /** The parts of the binding by themselves: what a cache that behaves hides of them. */
 
-import { QueryClient, QueryObserver } from '@tanstack/react-query';
+import { dehydrate, QueryClient, QueryObserver } from '@tanstack/react-query';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { SSEClient } from '../../src/core/client.js';
 import { createCoalescer } from '../../src/query/coalesce.js';
-import { type BindOptions, bindQueryClient } from '../../src/query/index.js';
+import { type BindOptions, bindQueryClient, type PersistedCache, withCursor } from '../../src/query/index.js';
 import { createRace } from '../../src/query/race.js';
 import { fetchQuery, isWanted } from '../../src/query/spread.js';
 import { createSweep } from '../../src/query/sweep.js';
@@ -282,4 +282,33 @@ test('slices of a pass are tasks of their own, by no timer: those of a hidden pa
 	vi.unstubAllGlobals();
 	expect(counts.length).toBeGreaterThan(0);
 	expect([seen.length, vi.getTimerCount()]).toEqual([3, timers]);
+});
+
+describe('a persister with a cursor', () => {
+	const binding = bindQueryClient(
+		new SSEClient('https://example.test/s', {}, testPlatform(() => new Response())),
+		new QueryClient(),
+		{ keys: {} },
+	);
+	const makePersister = (stored: PersistedCache | undefined) => ({
+		persistClient: () => {},
+		restoreClient: () => stored,
+		removeClient: vi.fn(),
+	});
+
+	test('restores nothing from an empty store, and removes what it is told to', async () => {
+		const persister = makePersister(undefined);
+		const both = withCursor(persister, binding);
+		expect(await both.restoreClient()).toBeUndefined();
+		await both.removeClient();
+		expect(persister.removeClient).toHaveBeenCalledOnce();
+	});
+
+	test('restores as stale what was stored without one', async () => {
+		const queryClient = new QueryClient();
+		queryClient.setQueryData(['a'], 1);
+		const stored = { timestamp: 0, buster: '', clientState: dehydrate(queryClient) };
+		const restored = await withCursor(makePersister(stored), binding).restoreClient();
+		expect(restored!.clientState).toMatchObject({ queries: [{ state: { isInvalidated: true } }] });
+	});
 });
