@@ -216,5 +216,6 @@ test.each<[string, Plant]>([
 	['tabs that never look at the clock', { options: { silenceMs: 1e9 } }],
 ])('%s: found out', async (_, plant) => {
 	const property = fc.asyncProperty(...scenario, (seed, tabs, steps) => check(seed, tabs, steps, plant));
-	expect((await fc.check(property, { numRuns: runs, endOnFailure: true })).failed).toBe(true);
+	// The same draws each time: how soon one comes by it is no matter of luck.
+	expect((await fc.check(property, { numRuns: 2000, seed: 1, endOnFailure: true })).failed).toBe(true);
 }, 3_600_000);
