@@ -81,7 +81,11 @@ def build(folder: Path, argv: Sequence[str], *, of: Sequence[str], into: str) ->
         (folder / source).stat().st_mtime > result.stat().st_mtime for source in of
     ):
         try:
-            subprocess.run(argv, cwd=folder, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
+            # Not as part of a workspace that happens to lie above this folder.
+            env = os.environ | {"GOWORK": "off"}
+            subprocess.run(
+                argv, cwd=folder, env=env, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S
+            )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             said = b"".join(filter(None, (error.stdout, error.stderr)))[-500:].decode(errors="replace")
             raise NotHere(f"{argv[0]} in {folder} does not build it: {error}: {said}") from error
