@@ -335,6 +335,15 @@ async def test_what_came_between_a_read_and_its_proof_is_read_with_one_of_its_ow
     assert topic.losses == []
 
 
+def go_back_and_on(writer: Redis, name: str, dump: bytes, numbers: Iterable[int]) -> None:
+    """Older data, and new events behind it before anybody has looked."""
+    with writer.pipeline(transaction=True) as pipeline:
+        pipeline.restore(stream_key(name), 0, dump, replace=True)
+        for number in numbers:
+            pipeline.xadd(stream_key(name), {"payload": "{}"}, id=f"{number}-0")
+        pipeline.execute()
+
+
 async def test_a_rollback_with_new_events_behind_it_is_seen_without_a_new_connection(
     needs_real_server, tails, watch, writer
 ):
@@ -344,11 +353,7 @@ async def test_a_rollback_with_new_events_behind_it_is_seen_without_a_new_connec
     dump = writer.dump(stream_key("a"))
     await topic.wait_delivered(*add(writer, "a", 4, 5))
 
-    with writer.pipeline(transaction=True) as pipeline:
-        pipeline.restore(stream_key("a"), 0, dump, replace=True)
-        for number in (7, 8, 9):
-            pipeline.xadd(stream_key("a"), {"payload": "{}"}, id=f"{number}-0")
-        pipeline.execute()
+    go_back_and_on(writer, "a", dump, (7, 8, 9))
 
     def marks() -> list[bytes]:
         return [one for one, fields in writer.xrange(stream_key("a")) if b"reload" in fields[b"payload"]]
@@ -675,11 +680,7 @@ async def test_a_mark_stands_behind_more_than_one_read(needs_real_server, start_
     dump = writer.dump(stream_key("a"))
     await topic.wait_delivered(*add(writer, "a", 4, 5))
 
-    with writer.pipeline(transaction=True) as pipeline:
-        pipeline.restore(stream_key("a"), 0, dump, replace=True)
-        for number in range(7, 20):
-            pipeline.xadd(stream_key("a"), {"payload": "{}"}, id=f"{number}-0")
-        pipeline.execute()
+    go_back_and_on(writer, "a", dump, range(7, 20))
 
     await wait_for(lambda: topic.delivered[-1] > at(19), SOON_S)
     assert topic.delivered == [at(4), at(5), *map(at, range(7, 20)), topic.delivered[-1]]

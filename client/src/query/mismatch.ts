@@ -15,8 +15,12 @@ export const checkKeys = (event: string, keys: readonly QueryKey[], queryClient:
 		if (!key || known.get(event) === 'right') return undefined;
 		const queries = queryClient.getQueryCache().getAll();
 		if (!queries.length) return undefined;
+		// Keys are an application's own, with whatever it can hash: a BigInt, or none at all.
+		const write = (value: unknown, replace: (part: unknown) => unknown) =>
+			JSON.stringify(value, (_, part: unknown) => replace(part)) ?? 'null';
+		const show = (value: unknown) => write(value, (part) => (typeof part === 'bigint' ? `${part}n` : part));
 		const asStrings = (value: unknown): unknown =>
-			JSON.parse(JSON.stringify(value, (_, part: unknown) => (/number|bigint/.test(typeof part) ? String(part) : part)));
+			JSON.parse(write(value, (part) => (/number|bigint/.test(typeof part) ? String(part) : part)));
 		const wanted = keys.map((each) => [each, asStrings(each)] as const);
 		let swapped: string | undefined;
 		for (const { queryKey } of queries) {
@@ -27,7 +31,7 @@ export const checkKeys = (event: string, keys: readonly QueryKey[], queryClient:
 					return undefined;
 				}
 				if (!swapped && matchesKey(strings, eachAsStrings)) {
-					swapped = `${event}: the key ${JSON.stringify(each)} matches no query, but there is ${JSON.stringify(queryKey)}; a number and a string differ: write String(id) in both`;
+					swapped = `${event}: the key ${show(each)} matches no query, but there is ${show(queryKey)}; a number and a string differ: write String(id) in both`;
 				}
 			}
 		}
@@ -37,5 +41,5 @@ export const checkKeys = (event: string, keys: readonly QueryKey[], queryClient:
 		}
 		if (known.has(event)) return undefined;
 		known.set(event, 'said');
-		return `${event}: no query begins with ${JSON.stringify(key)}. That is fine if none of it was fetched yet; else compare it with the query's key`;
+		return `${event}: no query begins with ${show(key)}. That is fine if none of it was fetched yet; else compare it with the query's key`;
 	});

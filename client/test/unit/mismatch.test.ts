@@ -31,6 +31,19 @@ test('keys that match nothing are said once, and nothing where one matches', () 
 	expect(said()).toHaveLength(1);
 });
 
+test('keys that JSON has no word for are said as well, and do no harm', () => {
+	const cache = { getAll: () => [{ queryKey: undefined }, { queryKey: ['row', '7'] }] };
+	const odd = { getQueryCache: () => cache } as unknown as QueryClient;
+	checkKeys('big', [['row', 8n]], odd);
+	checkKeys('big', [['row', 7n]], odd);
+	checkKeys('absent', [['row', undefined]], odd);
+	expect(said()).toEqual([
+		expect.stringMatching(/big: no query begins with \["row","8n"\]/),
+		expect.stringMatching(/big: the key \["row","7n"\] matches no query, but there is \["row","7"\]/),
+		expect.stringMatching(/absent: no query/),
+	]);
+});
+
 test('in production the cache is not looked at', () => {
 	vi.stubEnv('NODE_ENV', 'production');
 	const look = vi.spyOn(queryClient, 'getQueryCache');
